@@ -1,0 +1,65 @@
+"""The two matrix products of attention, with the accumulator that a kernel gives them."""
+
+import jax
+import jax.numpy as jnp
+
+from jaxattn.formats import Format
+from jaxattn.rounding import round_to
+
+HIGHEST = jax.lax.Precision.HIGHEST
+
+
+def scores(q: jax.Array, k: jax.Array) -> jax.Array:
+    """q·k in the storage dtype: q [R, H], k [n, w, H] -> [R, n, w]."""
+    return jnp.einsum("rh,nwh->rnw", q, k, precision=HIGHEST, preferred_element_type=q.dtype)
+
+
+def narrow_scores(
+    q: jax.Array, k: jax.Array, accum: Format, chunk: int | None, partials: int, tree: int
+) -> jax.Array:
+    """q·k in accumulators of format `accum`: q [R, H], k [n, w, H] -> [R, n, w].
+
+    `partials` interleaved accumulators each add `chunk` exact products before they round (None:
+    all of theirs); a tree in `accum` then halves their number until `tree` are left, and those
+    are added in the storage dtype. What H leaves over is added in the storage dtype too.
+    """
+    head_dim = q.shape[-1]
+    chunk = chunk or max(head_dim // partials, 1)
+    whole = head_dim - head_dim % (partials * chunk)
+
+    def part(start: int) -> jax.Array:
+        shape = (chunk, partials)
+        a = q[:, start : start + chunk * partials].reshape(q.shape[0], 1, 1, *shape)
+        b = k[..., start : start + chunk * partials].reshape(1, *k.shape[:2], *shape)
+        return jnp.sum(a * b, axis=-2)
+
+    total = jnp.zeros((q.shape[0], *k.shape[:2], partials), q.dtype)
+    for start in range(0, whole, partials * chunk):
+        total = round_to(total + part(start), accum)
+    while total.shape[-1] > tree:
+        half = total.shape[-1] // 2
+        total = round_to(total[..., :half] + total[..., half:], accum)
+    rest = scores(q[:, whole:], k[..., whole:]) if whole < head_dim else 0.0
+    return jnp.sum(total, axis=-1) + rest
+
+
+def values(p: jax.Array, v: jax.Array) -> jax.Array:
+    """Each block's p·v in the storage dtype: p [R, n, w], v [n, w, D] -> [n, R, D]."""
+    return jnp.einsum("rnw,nwd->nrd", p, v, precision=HIGHEST, preferred_element_type=p.dtype)
+
+
+def narrow_values(p: jax.Array, v: jax.Array, accum: Format, chunk: int) -> jax.Array:
+    """Each block's p·v in an accumulator that rounds to `accum` after every `chunk` keys.
+
+    p [R, n, w], v [n, w, D] -> [n, R, D]; the accumulator starts at zero with each block.
+    """
+    rows, blocks, width = p.shape
+    parts = values(
+        p.reshape(rows, blocks * (width // chunk), chunk),
+        v.reshape(blocks * (width // chunk), chunk, v.shape[-1]),
+    ).reshape(blocks, width // chunk, rows, v.shape[-1])
+
+    def add(total: jax.Array, part: jax.Array) -> tuple[jax.Array, None]:
+        return round_to(total + part, accum), None
+
+    return jax.lax.scan(add, jnp.zeros_like(parts[:, 0]), jnp.moveaxis(parts, 1, 0))[0]

@@ -1,0 +1,163 @@
+"""Lanes: recipes that agree on everything a quantity depends on compute it once.
+
+`weave` gives each quantity of the online softmax one leading axis of its distinct lanes. One recipe
+is lanes of length one.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxattn.exponentials import EXPONENTIALS
+from jaxattn.formats import FLOAT32, FLOAT64, STOCHASTIC, Format, holds
+from jaxattn.recipe import NUMBERS, SITES, Recipe
+
+# quantity -> (what of the recipe it reads itself, the quantities it reads)
+QUANTITIES: dict[str, tuple[tuple[str, ...], str]] = {
+    "q": (("query", "scale"), ""),
+    "k": (("key",), ""),
+    "v": (("value",), ""),
+    "d": (("qk_accum",), "qk"),
+    "s": (
+        (
+            *("scale", "cap", "scores", "softcap", "bias"),
+            *("mask_value", "mask_below", "bias_factor"),
+        ),
+        "d",
+    ),
+    "m": (("running_max", "initial_max", "max_offset", "lazy_threshold"), "s"),
+    "e": (("seen_max", "difference", "log2e", "exponent"), "sm"),
+    "p": (("probs",), "e"),
+    "r": (("summand", "row_sum"), "ep"),
+    "a": (("difference", "log2e", "exponent", "rescale", "rescale_flush"), "m"),
+    "b": (("output_rescale",), "a"),
+    "l": (("rescaled_sum", "running_sum"), "ra"),
+    "w": (("pv_accum",), "pv"),
+    "o": (("rescaled_output", "output"), "wb"),
+    "y": (("inverse", "result", "empty_inverse"), "mlo"),
+}
+
+# Products that an addition follows always round by traced formats, so that no compiler can contract
+# the two into one FMA in one company of recipes and not in another.
+_ALWAYS = {"scores", "exponent", "rescaled_sum", "rescaled_output"}
+
+class Structure(NamedTuple):
+    """What recipes must share to run together: everything that is neither format nor number."""
+
+    exp: str
+    log2e_at: str
+    scale_at: str
+    tanh: str
+    sinks: str
+    normalise: str
+    kv_order: str
+    storage: str
+    kv_block: int | str
+    output_every: int | None
+    qk_chunk: int | None
+    qk_partials: int
+    qk_tree: int
+    pv_chunk: int | None
+    split_kv: int
+    seed: int
+    lazy: bool
+
+
+def structure_of(recipe: Recipe) -> Structure:
+    fields = {name: getattr(recipe, name) for name in Structure._fields if name != "lazy"}
+    return Structure(**fields, lazy=recipe.lazy_threshold != 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Lanes:
+    """The static half of woven recipes (hashable); the traced half is a dict of formats and numbers.
+
+    parents: (child, parent) -> the parent's lane that each lane of the child reads
+    recipes: the lane of y that each recipe reads
+    active:  sites where some lane rounds; the others are left out of the computation
+    """
+
+    structure: Structure
+    parents: tuple[tuple[str, tuple[int, ...]], ...]
+    recipes: tuple[int, ...]
+    active: frozenset[str]
+    stochastic: frozenset[str]
+    sums_probs: bool
+
+    def take(self, child: str, parent: str, x: jax.Array) -> jax.Array:
+        """x [lanes of parent, ...] as the lanes of `child` read it (or still one lane for all)."""
+        index = dict(self.parents)[child + parent]
+        if x.shape[0] == 1 or index == tuple(range(x.shape[0])):
+            return x
+        return x[np.array(index)]
+
+    def count(self, quantity: str) -> int:
+        return next(len(index) for pair, index in self.parents if pair[0] == quantity)
+
+    @property
+    def base(self) -> int:
+        return EXPONENTIALS[self.structure.exp][1]
+
+
+def weave(
+    recipes: Sequence[Recipe], query: Format = FLOAT32, key: Format = FLOAT32, value: Format = FLOAT32
+) -> tuple[Lanes, dict[str, dict[str, Any]]]:
+    """Recipes of one structure as lanes: (static Lanes, traced {quantity: {site or number: ...}}).
+
+    query, key, value: the formats of the inputs' dtypes, which need no rounding to a wider one.
+    """
+    structure = structure_of(recipes[0])
+    if any(structure_of(recipe) != structure for recipe in recipes):
+        raise ValueError("recipes of different structure cannot share lanes; group them first")
+    lane: dict[str, list[int]] = {}  # quantity -> the lane of each recipe
+    parents: dict[str, tuple[int, ...]] = {}
+    traced: dict[str, dict[str, Any]] = {}
+    for quantity, (own, reads) in QUANTITIES.items():
+        if quantity == "q" and structure.scale_at != "query":
+            own = ("query",)
+        ids = [
+            (*(getattr(recipe, name) for name in own), *(lane[parent][i] for parent in reads))
+            for i, recipe in enumerate(recipes)
+        ]
+        distinct = list(dict.fromkeys(ids))
+        lane[quantity] = [distinct.index(id) for id in ids]
+        for j, parent in enumerate(reads):
+            parents[quantity + parent] = tuple(id[len(own) + j] for id in distinct)
+        parents.setdefault(quantity, tuple(range(len(distinct))))
+        traced[quantity] = {
+            name: _stack(name, [id[j] for id in distinct]) for j, name in enumerate(own)
+        }
+    whole = FLOAT64 if structure.storage == "float64" else FLOAT32
+    inputs = {"query": query, "key": key, "value": value}
+    active = {
+        site
+        for site in SITES
+        if any(_rounds(getattr(recipe, site), inputs.get(site, whole)) for recipe in recipes)
+    }
+    return (
+        Lanes(
+            structure=structure,
+            parents=tuple(parents.items()),
+            recipes=tuple(lane["y"]),
+            active=frozenset(active | _ALWAYS),
+            stochastic=frozenset(
+                site for site in SITES for recipe in recipes
+                if getattr(recipe, site).rounding == STOCHASTIC
+            ),
+            sums_probs=all(recipe.summand == recipe.probs for recipe in recipes),
+        ),
+        traced,
+    )
+
+
+def _rounds(format: Format, stored: Format) -> bool:
+    return not holds(format, stored)
+
+
+def _stack(name: str, values: list[Any]) -> Any:
+    if name in NUMBERS:
+        return np.array(values, np.float64)
+    return Format(*(np.array(field, np.int32) for field in zip(*values, strict=True)))

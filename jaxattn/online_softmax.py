@@ -1,0 +1,353 @@
+"""The online softmax over KV blocks, of all lanes at once: init, step, merge, finish.
+
+Letters: R query rows that share a KV head, n blocks of w keys in a tile, H and D head and value
+dim; every array of a quantity has its lanes (lanes.py) on the leading axis.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxattn import contraction
+from jaxattn.exponentials import EXPONENTIALS, TANHS
+from jaxattn.formats import Format
+from jaxattn.lanes import Lanes
+from jaxattn.recipe import SITES
+from jaxattn.rounding import round_to
+
+LOG2E = math.log2(math.e)
+_SITE_NUMBER = {site: number for number, site in enumerate(SITES)}
+Traced = dict[str, dict[str, Any]]
+
+
+class Carry(NamedTuple):
+    """m [lanes, R], l [lanes, R], o [lanes, R, D]; lost [lanes of l, R]: weight that updates of l
+    received and that changed nothing, on l's scale."""
+
+    m: jax.Array
+    l: jax.Array
+    o: jax.Array
+    lost: jax.Array
+
+
+class Queries(NamedTuple):
+    """What a call computes once: q [lanes, R, H], the scale [lanes of s] and cap (or None)."""
+
+    q: jax.Array
+    scale: jax.Array
+    cap: jax.Array | None
+
+
+def rounder(lanes: Lanes, f: Traced, key: jax.Array | None = None) -> Any:
+    """round(quantity, site, x): x [lanes of quantity, ...] rounded at the site, if any lane does."""
+
+    def round(quantity: str, site: str, x: jax.Array) -> jax.Array:
+        if site not in lanes.active:
+            return x
+        bits = None
+        if site in lanes.stochastic:
+            # One draw for all lanes: they are compared on common random numbers.
+            bits = jax.random.bits(jax.random.fold_in(key, _SITE_NUMBER[site]), (1, *x.shape[1:]))
+        return round_to(x, f[quantity][site], bits)
+
+    return round
+
+
+def _number(f: Traced, quantity: str, name: str, like: jax.Array) -> jax.Array:
+    values = jnp.asarray(f[quantity][name], like.dtype)
+    return values.reshape(values.shape + (1,) * (like.ndim - 1))
+
+
+def prepare(
+    lanes: Lanes, f: Traced, query: jax.Array, scale: jax.Array, softcap: jax.Array | None
+) -> Queries:
+    """The queries [R, H] in storage dtype and the constants, rounded as the recipes store them."""
+    round, structure = rounder(lanes, f), lanes.structure
+    dtype = query.dtype
+    in_base = jnp.asarray(LOG2E, dtype) if _folded(lanes) else jnp.asarray(1.0, dtype)
+    q = round("q", "query", query[None])
+    constant = scale if softcap is None else scale / softcap
+    constant = constant if softcap is not None else constant * in_base
+    if structure.scale_at == "query":
+        factor = round("q", "scale", jnp.full((len(f["q"]["query"][0]),), constant))
+        q = round("q", "query", q * factor[:, None, None])
+        constant = jnp.ones((), dtype)
+    stored = round("s", "scale", jnp.full((lanes.count("s"),), constant))
+    if softcap is None:
+        return Queries(q, stored, None)
+    cap = round("s", "cap", jnp.full((lanes.count("s"),), softcap * in_base))
+    return Queries(q, stored, cap)
+
+
+def _folded(lanes: Lanes) -> bool:
+    return lanes.base == 2 and lanes.structure.log2e_at == "scale"
+
+
+def init(lanes: Lanes, f: Traced, rows: int, value_dim: int, sinks: jax.Array | None) -> Carry:
+    """The carry before the first key; sinks [R] start it where the kernel seeds m with them."""
+    dtype = jnp.dtype(lanes.structure.storage)
+    shape = (lanes.count("m"), rows)
+    m = jnp.broadcast_to(jnp.asarray(f["m"]["initial_max"], dtype)[:, None], shape)
+    l = jnp.zeros((lanes.count("l"), rows), dtype)
+    if sinks is not None and lanes.structure.sinks == "seed":
+        seed = sinks.astype(dtype) * (jnp.asarray(LOG2E, dtype) if _folded(lanes) else 1)
+        m, l = rounder(lanes, f)("m", "running_max", jnp.broadcast_to(seed, shape)), l + 1
+    o = jnp.zeros((lanes.count("o"), rows, value_dim), dtype)
+    return Carry(m, l, o, jnp.zeros_like(l))
+
+
+def step(
+    lanes: Lanes,
+    f: Traced,
+    queries: Queries,
+    carry: Carry,
+    key: jax.Array,
+    value: jax.Array,
+    valid: jax.Array,
+    bias: jax.Array | None = None,
+    mask: jax.Array | None = None,
+    random: jax.Array | None = None,
+) -> Carry:
+    """The carry after one tile of whole KV blocks of one KV head.
+
+    key [n, w, H], value [n, w, D] in storage dtype; valid [n, w]: False pads a block and is no
+    key at all; bias [R, n, w] float and mask [R, n, w] bool (False: masked as the recipe does);
+    random: a PRNG key, where a site rounds stochastically.
+    """
+    round, take, structure = rounder(lanes, f, random), lanes.take, lanes.structure
+    s = _scores(lanes, f, queries, key, bias, mask)
+
+    peak = jnp.max(s, axis=-1, where=valid, initial=-jnp.inf)
+    peak = take("m", "s", peak) + _number(f, "m", "max_offset", peak)
+    m = _running_max(lanes, carry.m, round("m", "running_max", peak), f)
+    m_prev = jnp.concatenate([jnp.broadcast_to(carry.m, m.shape[:2])[..., None], m[..., :-1]], -1)
+    m, m_prev = jax.lax.stop_gradient((m, m_prev))  # the softmax does not depend on m
+
+    seen = round("e", "seen_max", _finite(take("e", "m", m)))[..., None]
+    e = _exp(lanes, f, round, "e", take("e", "s", s) - seen)
+    e = jnp.where(valid, e, jnp.zeros_like(e))
+    p = round("p", "probs", take("p", "e", e))
+    summand = take("r", "p", p) if lanes.sums_probs else round("r", "summand", take("r", "e", e))
+    r = round("r", "row_sum", jnp.sum(summand, axis=-1))
+
+    drop = take("a", "m", m_prev) - _finite(take("a", "m", m))
+    a = _exp(lanes, f, round, "a", drop)
+    a = jnp.where(drop < _number(f, "a", "rescale_flush", drop), jnp.zeros_like(a), a)
+    a = round("a", "rescale", a)
+    b = round("b", "output_rescale", take("b", "a", a))
+
+    live = jnp.any(valid, axis=-1)
+    v = round("v", "value", value[None])
+    l, lost = _running_sum(lanes, f, carry, a, r, live, random)
+    o = _output(lanes, f, carry.o, b, p, v, live, random)
+    return Carry(m[..., -1], l, o, lost)
+
+
+def _scores(
+    lanes: Lanes,
+    f: Traced,
+    queries: Queries,
+    key: jax.Array,
+    bias: jax.Array | None,
+    mask: jax.Array | None,
+) -> jax.Array:
+    """Scaled, capped, biased and masked scores [lanes, R, n, w]."""
+    round, take, structure = rounder(lanes, f), lanes.take, lanes.structure
+    q, k = take("d", "q", queries.q), take("d", "k", round("k", "key", key[None]))
+    if "qk_accum" in lanes.active:
+        accum = Format(*(jnp.asarray(field) for field in f["d"]["qk_accum"]))
+        d = _each_lane(
+            lambda q, k, accum: contraction.narrow_scores(
+                q, k, accum, structure.qk_chunk, structure.qk_partials, structure.qk_tree
+            ),
+            (q, k, accum),
+        )
+    else:
+        d = _each_lane(contraction.scores, (q, k))
+    s = round("s", "scores", take("s", "d", d) * queries.scale.reshape(-1, 1, 1, 1))
+    if queries.cap is not None:
+        s = round("s", "softcap", TANHS[structure.tanh](s) * queries.cap.reshape(-1, 1, 1, 1))
+    keep = mask
+    if bias is not None:
+        bias = bias[None].astype(s.dtype)
+        low = bias <= _number(f, "s", "mask_below", s)
+        keep = ~low if keep is None else keep & ~low
+        scaled = round("s", "bias", bias * _number(f, "s", "bias_factor", s))
+        s = round("s", "bias", s + scaled)
+    if keep is not None:
+        s = jnp.where(keep if keep.ndim == 4 else keep[None], s, _number(f, "s", "mask_value", s))
+    return s
+
+
+def _each_lane(function: Any, arguments: Any) -> jax.Array:
+    """function over the leading axis, one lane at a time: a product's order of summation changes
+    with its number of rows, and must not change with the company that a recipe keeps."""
+    count = max(len(x) for x in jax.tree.leaves(arguments))
+    if count == 1:
+        return function(*jax.tree.map(lambda x: x[0], arguments))[None]
+    spread = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape[1:])), arguments)
+    return jax.lax.map(lambda lane: function(*lane), spread)
+
+
+def _finite(m: jax.Array) -> jax.Array:
+    """m, or 0 where no key has been seen yet: -inf - 0 gives p = 0 and a = 0, -inf + inf NaN."""
+    return jnp.where(m == -jnp.inf, jnp.zeros_like(m), m)
+
+
+def _running_max(lanes: Lanes, m: jax.Array, peak: jax.Array, f: Traced) -> jax.Array:
+    """m after each block: m [lanes, R], peak [lanes, R, n] -> [lanes, R, n]."""
+    if not lanes.structure.lazy:
+        return jnp.maximum(m[..., None], jax.lax.cummax(peak, axis=peak.ndim - 1))
+
+    def stay(m: jax.Array, peak: jax.Array) -> tuple[jax.Array, jax.Array]:
+        m = jnp.where(peak > m + _number(f, "m", "lazy_threshold", m), peak, m)
+        return m, m
+
+    return jnp.moveaxis(jax.lax.scan(stay, m, jnp.moveaxis(peak, -1, 0))[1], 0, -1)
+
+
+def _exp(lanes: Lanes, f: Traced, round: Any, quantity: str, difference: jax.Array) -> jax.Array:
+    x = round(quantity, "difference", difference)
+    if lanes.base == 2 and lanes.structure.log2e_at == "exponent":
+        count = len(f[quantity]["log2e"][0])
+        log2e = round(quantity, "log2e", jnp.full((count,), LOG2E, x.dtype))
+        x = round(quantity, "exponent", x * log2e.reshape(-1, *(1,) * (x.ndim - 1)))
+    return EXPONENTIALS[lanes.structure.exp][0](x)
+
+
+def _blocks_first(x: jax.Array) -> jax.Array:
+    return jnp.moveaxis(x, -1, 0)
+
+
+def _keys(random: jax.Array | None, count: int) -> jax.Array | None:
+    return None if random is None else jax.random.split(random, count)
+
+
+def _running_sum(
+    lanes: Lanes,
+    f: Traced,
+    carry: Carry,
+    a: jax.Array,
+    r: jax.Array,
+    live: jax.Array,
+    random: jax.Array | None,
+) -> tuple[jax.Array, jax.Array]:
+    """l and lost after the tile's blocks: a, r [lanes, R, n]; a dead block leaves both alone."""
+
+    def add(sums: tuple[jax.Array, jax.Array], block: Any) -> tuple[Any, None]:
+        l, lost = sums
+        a, r, live, random = block
+        round = rounder(lanes, f, random)
+        scaled = round("l", "rescaled_sum", a * l)
+        total = round("l", "running_sum", scaled + r)
+        unmoved = jnp.where((total == scaled) & (r > 0), r, jnp.zeros_like(r))
+        return (jnp.where(live, total, l), jnp.where(live, a * lost + unmoved, lost)), None
+
+    a, r = lanes.take("l", "a", a), lanes.take("l", "r", r)
+    blocks = (_blocks_first(a), _blocks_first(r), live, _keys(random, len(live)))
+    return jax.lax.scan(add, (carry.l, carry.lost), blocks)[0]
+
+
+def _output(
+    lanes: Lanes,
+    f: Traced,
+    o: jax.Array,
+    b: jax.Array,
+    p: jax.Array,
+    v: jax.Array,
+    live: jax.Array,
+    random: jax.Array | None,
+) -> jax.Array:
+    """o after the tile's blocks: b [lanes, R, n], p [lanes, R, n, w], v [lanes, n, w, D]."""
+    every = lanes.structure.output_every
+    width = p.shape[-1]
+    steps = width // every if every else 1
+    # A block's first step rescales o; the others of it only add.
+    first = jnp.tile(jnp.arange(steps) == 0, len(live))
+    live = jnp.repeat(live, steps)
+    b = jnp.repeat(_blocks_first(lanes.take("o", "b", b)), steps, axis=0)
+    p, v = lanes.take("w", "p", p), lanes.take("w", "v", v)
+    if every == 1:
+        # No contraction to make: p·v of one key belongs to the addition, as one FMA where the
+        # host has it, as in the kernels that round at every key.
+        parts: Any = (
+            jnp.moveaxis(p.reshape(*p.shape[:2], -1), -1, 0),
+            jnp.moveaxis(v.reshape(v.shape[0], -1, v.shape[-1]), 1, 0),
+        )
+    else:
+        p = p.reshape(*p.shape[:2], -1, every or width)
+        v = v.reshape(v.shape[0], -1, every or width, v.shape[-1])
+        parts = jnp.moveaxis(_products(lanes, f, p, v), 1, 0)
+
+    def add(o: jax.Array, part: Any) -> tuple[jax.Array, None]:
+        b, parts, first, live, random = part
+        round = rounder(lanes, f, random)
+        scaled = round("o", "rescaled_output", b[..., None] * o)
+        start = scaled if steps == 1 else jnp.where(first, scaled, o)
+        if every == 1:
+            p, v = parts
+            pv = lanes.take("o", "w", p)[..., None] * lanes.take("o", "w", v)[:, None]
+        else:
+            pv = lanes.take("o", "w", parts)
+        return jnp.where(live, round("o", "output", start + pv), o), None
+
+    scanned = (b, parts, first, live, _keys(random, len(live)))
+    return jax.lax.scan(add, o, scanned, unroll=8 if every == 1 else 1)[0]
+
+
+def _products(lanes: Lanes, f: Traced, p: jax.Array, v: jax.Array) -> jax.Array:
+    """p·v of every block (or step of a block): [lanes, n, R, D]."""
+    if "pv_accum" not in lanes.active:
+        return _each_lane(contraction.values, (p, v))
+    accum = Format(*(jnp.asarray(field) for field in f["w"]["pv_accum"]))
+    chunk = lanes.structure.pv_chunk or p.shape[-1]
+    return _each_lane(
+        lambda p, v, accum: contraction.narrow_values(p, v, accum, chunk), (p, v, accum)
+    )
+
+
+def merge(lanes: Lanes, one: Carry, other: Carry) -> Carry:
+    """Two carries over different keys as one, in storage precision (split-KV)."""
+    m = jnp.maximum(one.m, other.m)
+    exp = jnp.exp2 if lanes.base == 2 and lanes.structure.log2e_at == "scale" else jnp.exp
+    a, b = exp(one.m - _finite(m)), exp(other.m - _finite(m))
+
+    def factors(quantity: str) -> tuple[jax.Array, jax.Array]:
+        # The path from m to l and o, through the rescale factors that they read.
+        def lead(x: jax.Array) -> jax.Array:
+            x = lanes.take("a", "m", x)
+            if quantity == "l":
+                return lanes.take("l", "a", x)
+            return lanes.take("o", "b", lanes.take("b", "a", x))
+
+        return lead(a), lead(b)
+
+    (la, lb), (oa, ob) = factors("l"), factors("o")
+    l, lost = one.l * la + other.l * lb, one.lost * la + other.lost * lb
+    return Carry(m, l, one.o * oa[..., None] + other.o * ob[..., None], lost)
+
+
+def finish(
+    lanes: Lanes, f: Traced, carry: Carry, sinks: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(result [lanes of y, R, D], log-sum-exp [lanes of y, R] in nats, lost share of l likewise)."""
+    round, take = rounder(lanes, f, None), lanes.take
+    m, l, o = take("y", "m", carry.m), take("y", "l", carry.l), take("y", "o", carry.o)
+    lost = take("y", "l", carry.lost)
+    nats = 1 / LOG2E if _folded(lanes) else 1.0
+    if sinks is not None and lanes.structure.sinks == "end":
+        # In storage precision: the kernels that know sinks so have left 16 bits by then.
+        top = jnp.maximum(m * nats, sinks.astype(m.dtype))
+        a = jnp.exp(m * nats - top)
+        m, l, o = top / nats, l * a + jnp.exp(sinks.astype(m.dtype) - top), o * a[..., None]
+    empty = l == 0
+    safe = jnp.where(empty, jnp.ones_like(l), l)
+    inverse = jnp.where(empty, _number(f, "y", "empty_inverse", l), 1 / safe)
+    y = round("y", "inverse", inverse)[..., None]
+    divide = lanes.structure.normalise == "divide"
+    scaled = jnp.where(empty[..., None], o * y, o / safe[..., None]) if divide else o * y
+    result = round("y", "result", scaled)
+    lse = jnp.where(empty, -jnp.inf, jax.lax.stop_gradient(m) * nats + jnp.log(safe))
+    return result, lse, lost / jnp.where(empty, jnp.ones_like(l), l + lost)

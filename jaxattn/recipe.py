@@ -1,0 +1,270 @@
+"""Recipe: what a flash-attention kernel rounds, where, and in which format, as one flat table.
+
+A choice "rounded here or not" is a site with a Format (float32: not rounded); a threshold or offset
+is a number; a name stands only where a kernel calls another function or walks another way.
+"""
+
+import dataclasses
+from typing import Any
+
+from jaxattn import block_rules
+from jaxattn.formats import FLOAT32, STOCHASTIC, Format, format_of, holds, name_of, unknown
+
+SITES: dict[str, str] = {
+    "query": "q, widened exactly from its dtype, as the dot product reads it",
+    "key": "k, likewise",
+    "value": "v, likewise",
+    "scale": "the constant that scores are multiplied by (scale, scale·log2e, scale / cap)",
+    "log2e": "log2(e), where the kernel multiplies by it apart from the scale",
+    "cap": "the constant that tanh is multiplied by (cap, cap·log2e)",
+    "qk_accum": "the accumulator inside q·k, every `qk_chunk` products",
+    "scores": "scaled scores s as stored",
+    "softcap": "tanh(s)·cap as stored",
+    "bias": "bias·factor, and s + bias",
+    "running_max": "m, the largest score so far, as stored",
+    "seen_max": "m as the probabilities see it",
+    "difference": "s - m and m_prev - m_next",
+    "exponent": "the argument of exp2, where log2(e) is multiplied after the difference",
+    "probs": "p = exp(s - m) as p·v reads it",
+    "summand": "p as the row sum adds it (float32: before it is rounded to `probs`)",
+    "row_sum": "r, the sum of a block's p as stored",
+    "rescale": "a = exp(m_prev - m_next)",
+    "output_rescale": "a as the output sees it, rounded once more",
+    "rescaled_sum": "a·l",
+    "running_sum": "l = a·l + r",
+    "pv_accum": "the accumulator inside p·v of one block, every `pv_chunk` keys",
+    "rescaled_output": "a·o",
+    "output": "o = a·o + p·v, every `output_every` keys",
+    "inverse": "y = 1/l",
+    "result": "o·y (or o/l)",
+}
+
+NUMBERS: dict[str, str] = {
+    "initial_max": "m before the first key",
+    "mask_value": "what replaces the score of a masked key (-inf: the key is skipped)",
+    "mask_below": "a bias at or below this masks its key",
+    "bias_factor": "what a bias is multiplied by (log2(e) as stored, where scores are in base 2)",
+    "max_offset": "added to each block's maximum, against overflow",
+    "lazy_threshold": "m stays while a block's maximum exceeds it by no more than this",
+    "rescale_flush": "a is 0 where m_prev - m_next is below this",
+    "empty_inverse": "1/l where l is 0",
+}
+
+CHOICES: dict[str, dict[str, str]] = {
+    "exp": {
+        "exp": "base e, correctly rounded up to the host's exp",
+        "exp2": "base 2, likewise",
+        "exp2_half": "base 2, the degree-6 polynomial in half precision of ggml's Hexagon backend,"
+        " without subnormals (0 below 2^-15)",
+        "exp2_half_clamped": "exp2_half of max(x, -24)",
+        "exp2_poly3": "base 2, FlashAttention-4's degree-3 polynomial",
+        "exp2_poly4": "base 2, FlashAttention-4's degree-4 polynomial",
+        "exp2_poly5": "base 2, FlashAttention-4's degree-5 polynomial",
+    },
+    "log2e_at": {
+        "scale": "log2(e) is folded in the scale: scores are in base 2",
+        "exponent": "log2(e) is multiplied after s - m",
+    },
+    "scale_at": {"scores": "q·k is multiplied by the scale", "query": "q is, before the product"},
+    "tanh": {
+        "tanh": "correctly rounded up to the host's tanh",
+        "tanh_half": "2·sigmoid(2x) - 1 in half precision, as ggml's Hexagon backend has it",
+    },
+    "sinks": {
+        "none": "the kernel knows no sinks",
+        "seed": "a sink starts m, and l at 1",
+        "end": "a sink is one more key with value 0, after the last",
+    },
+    "normalise": {"multiply": "o·round(1/l)", "divide": "o/l"},
+    "kv_order": {"forward": "first block first", "backward": "last block first"},
+    "storage": {
+        "float32": "values are kept in float32 between roundings",
+        "float64": "in float64: needed by formats that float32 cannot hold, exact for all others",
+    },
+}
+
+_POSITIVE = {
+    "output_every": "keys between two roundings of o",
+    "qk_chunk": "products that q·k's accumulator adds exactly before it rounds",
+    "qk_partials": "interleaved accumulators inside q·k",
+    "qk_tree": "partial sums that are left when their tree goes on in float32",
+    "pv_chunk": "keys that p·v's accumulator adds exactly before it rounds",
+    "split_kv": "chunks of keys that are attended to apart and merged in float32",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One kernel's arithmetic. Every field of SITES is a Format (or what format_of takes).
+
+    name, citation, inferred: where it comes from, and what of it is inference rather than source
+    kv_block: keys per block, or the name of a rule in block_rules.RULES
+    output_every, pv_chunk: None for the whole block; qk_chunk: None for the whole product
+    seed: of the random bits of sites that round stochastically
+    The other fields are documented in NUMBERS and CHOICES and take the defaults of an ideal kernel.
+    Raises ValueError where a name is unknown or fields contradict each other.
+    """
+
+    name: str = "unnamed"
+    citation: str = ""
+    inferred: str = ""
+
+    query: Format = FLOAT32
+    key: Format = FLOAT32
+    value: Format = FLOAT32
+    scale: Format = FLOAT32
+    log2e: Format = FLOAT32
+    cap: Format = FLOAT32
+    qk_accum: Format = FLOAT32
+    scores: Format = FLOAT32
+    softcap: Format = FLOAT32
+    bias: Format = FLOAT32
+    running_max: Format = FLOAT32
+    seen_max: Format = FLOAT32
+    difference: Format = FLOAT32
+    exponent: Format = FLOAT32
+    probs: Format = FLOAT32
+    summand: Format = FLOAT32
+    row_sum: Format = FLOAT32
+    rescale: Format = FLOAT32
+    output_rescale: Format = FLOAT32
+    rescaled_sum: Format = FLOAT32
+    running_sum: Format = FLOAT32
+    pv_accum: Format = FLOAT32
+    rescaled_output: Format = FLOAT32
+    output: Format = FLOAT32
+    inverse: Format = FLOAT32
+    result: Format = FLOAT32
+
+    initial_max: float = float("-inf")
+    mask_value: float = float("-inf")
+    mask_below: float = float("-inf")
+    bias_factor: float = 1.0
+    max_offset: float = 0.0
+    lazy_threshold: float = 0.0
+    rescale_flush: float = float("-inf")
+    empty_inverse: float = 0.0
+
+    exp: str = "exp"
+    log2e_at: str = "scale"
+    scale_at: str = "scores"
+    tanh: str = "tanh"
+    sinks: str = "end"
+    normalise: str = "multiply"
+    kv_order: str = "forward"
+    storage: str = "float32"
+
+    kv_block: int | str = 64
+    output_every: int | None = None
+    qk_chunk: int | None = None
+    qk_partials: int = 1
+    qk_tree: int = 1
+    pv_chunk: int | None = None
+    split_kv: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for site in SITES:
+            object.__setattr__(self, site, format_of(getattr(self, site)))
+        for field in NUMBERS:
+            object.__setattr__(self, field, _number(field, getattr(self, field)))
+        for field, names in CHOICES.items():
+            if getattr(self, field) not in names:
+                raise unknown(field, getattr(self, field), names)
+        for field, meaning in _POSITIVE.items():
+            _check_positive(field, meaning, getattr(self, field))
+        block_rules.check(self.kv_block)
+        if not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed must be an integer of 32 bits, got {self.seed!r}")
+        if not all(holds(FLOAT32, getattr(self, site)) for site in SITES):
+            object.__setattr__(self, "storage", "float64")
+        _check_consistent(self)
+
+    def replace(self, **changes: Any) -> "Recipe":
+        """This recipe with some fields changed; unknown names suggest the nearest."""
+        known = [field.name for field in dataclasses.fields(self)]
+        for name in changes:
+            if name not in known:
+                raise unknown("recipe field", name, known)
+        return dataclasses.replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field in values that JSON knows: formats by name, infinities as strings."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        fields |= {site: name_of(fields[site]) for site in SITES}
+        return fields | {number: str(fields[number]) for number in NUMBERS}
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> "Recipe":
+        """The recipe that to_dict wrote."""
+        return cls().replace(**fields)
+
+    def identity(self) -> dict[str, Any]:
+        """to_dict without name, citation and inferred: two kernels that round alike are one."""
+        words = ("name", "citation", "inferred")
+        return {key: value for key, value in self.to_dict().items() if key not in words}
+
+
+def _number(field: str, value: Any) -> float:
+    try:
+        value = float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{field} must be a number, got {value!r}") from None
+    if value != value:
+        raise ValueError(f"{field} must not be NaN")
+    return value
+
+
+def _check_positive(field: str, meaning: str, value: Any) -> None:
+    optional = field in ("output_every", "qk_chunk", "pv_chunk")
+    if value is None and optional:
+        return
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{field} ({meaning}) must be a positive integer, got {value!r}")
+
+
+def _check_consistent(recipe: Recipe) -> None:
+    for field in ("output_every", "pv_chunk"):
+        step = getattr(recipe, field)
+        unit = block_rules.unit(recipe.kv_block)
+        if step is not None and unit % step:
+            raise ValueError(f"{field}={step} must divide kv_block={recipe.kv_block}")
+    if recipe.output_every and recipe.pv_chunk:
+        raise ValueError("output_every and pv_chunk exclude each other: o is p·v's accumulator")
+    if recipe.lazy_threshold < 0:
+        raise ValueError(f"lazy_threshold must be at least 0, got {recipe.lazy_threshold}")
+    if recipe.qk_partials % recipe.qk_tree:
+        raise ValueError(f"{recipe.qk_tree=} must divide {recipe.qk_partials=}")
+    if recipe.split_kv > 1 and recipe.kv_order == "backward":
+        raise ValueError("split_kv goes with kv_order='forward' only")
+    if recipe.split_kv > 1 and recipe.sinks == "seed":
+        raise ValueError("split_kv goes with sinks='end' or 'none': a seed would count per chunk")
+    fixed = ("query", "key", "value", "scale", "log2e", "cap", "qk_accum", "pv_accum")
+    for site in fixed:
+        if getattr(recipe, site).rounding == STOCHASTIC:
+            raise ValueError(f"site {site!r} cannot round stochastically")
+
+
+def parse_settings(settings: list[str]) -> dict[str, Any]:
+    """`["running_sum=fp22", "kv_block=128"]` as keyword arguments of Recipe.replace.
+
+    Raises ValueError for an unknown field or format, naming the nearest.
+    """
+    fields = {field.name: field for field in dataclasses.fields(Recipe)}
+    changes: dict[str, Any] = {}
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        if not equals or not text:
+            raise ValueError(f"a setting is field=value, got {setting!r}")
+        if name not in fields:
+            raise unknown("recipe field", name, fields)
+        if name in SITES:
+            changes[name] = format_of(text)
+        elif name in (*_POSITIVE, "seed") or (name == "kv_block" and text.lstrip("-").isdigit()):
+            try:
+                changes[name] = None if text == "none" else int(text)
+            except ValueError:
+                raise ValueError(f"{name} must be an integer, got {text!r}") from None
+        else:
+            changes[name] = text
+    return changes

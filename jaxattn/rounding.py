@@ -1,0 +1,135 @@
+"""round_to: the only place in jaxattn where a value loses bits.
+
+It works on the bits of float32 or float64 storage with integer operations alone, because
+`lax.reduce_precision` flushes the target's subnormals and compilers may drop a cast to a narrow
+type and back (openxla/xla#41605, jax-ml/jax#6283).
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxattn.formats import (
+    FLOAT32,
+    FLOAT64,
+    FLOOR,
+    FORCE_ODD,
+    NEAREST_EVEN,
+    SATURATE,
+    STOCHASTIC,
+    TO_INFINITY,
+    Format,
+    format_of,
+)
+
+# storage dtype -> (integer dtype, bits of its significand with the hidden one, exponent bias)
+_STORAGE = {"float32": (jnp.int32, 24, 127), "float64": (jnp.int64, 53, 1023)}
+
+
+def round_to(x: Any, format: Any, bits: Any = None) -> jax.Array:
+    """x rounded once to `format`, kept in the dtype it is stored in.
+
+    x:      float array of any shape; float16, bfloat16 and float8 are widened to float32 first
+    format: whatever format_of takes; or a Format of int arrays [L] (or [L, ...]), which then apply
+            to the leading axes of x
+    bits:   uint32 array of x's shape, for stochastic rounding only: x moves up in magnitude with
+            probability equal to the dropped fraction when `bits` are uniform (the low bits of
+            `bits` as many as are dropped, at most 24 in float32; in float64 at most 32 are used)
+
+    NaN stays NaN, -0 stays -0. Gradients pass straight through. A NumPy float64 array is rounded in
+    float64 whatever jax_enable_x64 says and comes back as float32, which holds the result exactly;
+    formats that float32 cannot hold need jax_enable_x64. float32 storage below 2^-126 is treated
+    exactly here, though XLA's own arithmetic on CPU flushes it.
+    Raises TypeError for x that is not floating point, ValueError for unknown formats.
+    """
+    static = not (isinstance(format, Format) and any(np.ndim(f) or _traced(f) for f in format))
+    if static:
+        format = format_of(format)
+        if format.rounding == STOCHASTIC and bits is None:
+            raise ValueError("stochastic rounding needs bits: pass a uint32 array of x's shape")
+    if getattr(x, "dtype", None) == np.float64 and not jax.config.jax_enable_x64:
+        return _round_wide(x, format, bits)
+    x = jnp.asarray(x)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f"x must be floating point, got {x.dtype}; convert it first")
+    if x.dtype.name not in _STORAGE:
+        x = x.astype(jnp.float32)
+    if static and format in (FLOAT32, FLOAT64) and format.precision >= _STORAGE[x.dtype.name][1]:
+        return x
+    return _round(x, Format(*(_aligned(field, x.ndim) for field in format)), bits)
+
+
+def _traced(field: Any) -> bool:
+    return isinstance(field, jax.core.Tracer)
+
+
+def _aligned(field: Any, ndim: int) -> jax.Array:
+    field = jnp.asarray(field, jnp.int32)
+    return field.reshape(field.shape + (1,) * (ndim - field.ndim) if field.ndim else ())
+
+
+def _round_wide(x: Any, format: Format, bits: Any) -> jax.Array:
+    with jax.enable_x64(True):
+        wide = np.asarray(round_to(jnp.asarray(x), format, bits))
+    narrow = wide.astype(np.float32)
+    if not np.array_equal(narrow, wide, equal_nan=True):
+        raise TypeError(
+            "float32 cannot hold the result: set jax_enable_x64, or round to a format within "
+            "float32's range and precision"
+        )
+    return jnp.asarray(narrow)
+
+
+@jax.custom_jvp
+def _round(x: jax.Array, format: Format, bits: Any) -> jax.Array:
+    dtype, digits, exponent_bias = _STORAGE[x.dtype.name]
+    one = dtype(1)
+    p, emin, emax, subnormals, reserved, overflow, rounding = (f.astype(dtype) for f in format)
+    infinity = dtype((2 * exponent_bias + 1) << (digits - 1))
+    hidden = dtype(1 << (digits - 1))
+    largest = ((emax + exponent_bias + 1) << (digits - 1)) - ((reserved + 1) << (digits - p))
+
+    word = jax.lax.bitcast_convert_type(x, dtype)
+    magnitude = word & np.iinfo(dtype).max
+    field = magnitude >> (digits - 1)
+    exponent = jnp.maximum(field, one)
+    significand = (magnitude & (hidden - 1)) | jnp.where(field > 0, hidden, dtype(0))
+
+    # Below emin the quantum stops shrinking, so more bits drop; past digits + 1 nothing is left.
+    drop = (digits - p) + jnp.maximum(emin + exponent_bias - exponent, dtype(0))
+    drop = jnp.minimum(drop, dtype(digits + 1))
+    mask = (one << drop) - 1
+    half_even = (mask >> 1) + ((significand >> drop) & one)
+    add = half_even & -(rounding == NEAREST_EVEN).astype(dtype)
+    add |= (word >> (np.iinfo(dtype).bits - 1)) & -(rounding == FLOOR).astype(dtype)
+    if bits is not None:
+        add |= _random(bits, drop, dtype) & -(rounding == STOCHASTIC).astype(dtype)
+    kept = ((significand + (add & mask)) >> drop) << drop
+    force = (rounding == FORCE_ODD) & (drop <= digits) & (significand > 0)
+    kept |= force.astype(dtype) << drop
+
+    rounded = jnp.where(kept == 0, dtype(0), magnitude - significand + kept)
+    tiny = (subnormals == 0) & (rounded < ((emin + exponent_bias) << (digits - 1)))
+    rounded = jnp.where(tiny, dtype(0), rounded)
+    directed = (rounding != NEAREST_EVEN) & (rounding != STOCHASTIC)
+    beyond = jnp.where(overflow == TO_INFINITY, infinity, infinity + (hidden >> 1))
+    beyond = jnp.where(overflow == SATURATE, largest, beyond)
+    finite_beyond = jnp.where(directed, largest, beyond)
+    beyond = jnp.where(magnitude == infinity, beyond, finite_beyond)
+    rounded = jnp.where(rounded > largest, beyond, rounded)
+    rounded = jnp.where(magnitude > infinity, magnitude, rounded)
+    return jax.lax.bitcast_convert_type(rounded | (word ^ magnitude), x.dtype)
+
+
+def _random(bits: jax.Array, drop: jax.Array, dtype: Any) -> jax.Array:
+    if dtype == jnp.int32:
+        return jax.lax.bitcast_convert_type(bits, jnp.int32)
+    top = jnp.maximum(drop - 32, 0)  # 32 random bits fill the top of the dropped ones
+    return (bits.astype(jnp.int64) >> jnp.maximum(32 - drop, 0)) << top
+
+
+@_round.defjvp
+def _straight_through(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    return _round(*primals), tangents[0]
