@@ -94,24 +94,26 @@ _EXP2_HALF_FIRST = 1289 * 2.0**-23
 _EXP2_HALF_BITS = (0x157D, 0x20ED, 0x2B1B, 0x33B0, 0x398C, 0x3C00)
 
 
+def _half(x: np.ndarray) -> np.ndarray:
+    with jax.ensure_compile_time_eval():
+        return np.asarray(round_to(x.astype(np.float32), FLOAT16))
+
+
 @functools.cache
 def _exp2_half_table(clamped: bool) -> np.ndarray:
     """The half-precision exp2 of all 2^16 half values, float32 [65536], indexed by their bits."""
-    with jax.ensure_compile_time_eval():
-        half = functools.partial(round_to, format=FLOAT16)
-        words = np.arange(2**16, dtype=np.uint16)
-        argument = words.view(np.float16).astype(np.float32)
-        clipped = np.clip(np.nan_to_num(argument), -24.0 if clamped else -65504.0, 65504.0)
-        x = jnp.asarray(clipped)
-        # The conversion to an integer truncates, so k is the nearest one and |x - k| <= 1/2.
-        k = jnp.trunc(half(x - 0.5))
-        fraction = half(x - k)
-        y = half(np.float32(_EXP2_HALF_FIRST) * fraction)
-        for i, word in enumerate(_EXP2_HALF_BITS):
-            y = half(y + np.float32(np.uint16(word).view(np.float16)))
-            y = half(y * fraction) if i + 1 < len(_EXP2_HALF_BITS) else y
-        significand = np.asarray(y).astype(np.float16).view(np.int16).astype(np.int32)
-        exponent = np.asarray(k).astype(np.int32)
+    words = np.arange(2**16, dtype=np.uint16)
+    argument = words.view(np.float16).astype(np.float32)
+    x = np.clip(np.nan_to_num(argument), -24.0 if clamped else -65504.0, 65504.0)
+    # The conversion to an integer truncates, so k is the nearest one and |x - k| <= 1/2.
+    k = np.trunc(_half(x - np.float32(0.5)))
+    fraction = _half(x - k)
+    y = _half(np.float32(_EXP2_HALF_FIRST) * fraction)
+    for word in _EXP2_HALF_BITS[:-1]:
+        y = _half(_half(y + np.uint16(word).view(np.float16)) * fraction)
+    y = _half(y + np.uint16(_EXP2_HALF_BITS[-1]).view(np.float16))
+    significand = y.astype(np.float16).view(np.int16).astype(np.int32)
+    exponent = k.astype(np.int32)
     # k is added to the exponent field as an integer: no subnormals, a field of 0 loses the hidden
     # bit, a negative one gives 0 (and so does an overflow, which a softmax cannot reach).
     field = (significand >> 10) + exponent

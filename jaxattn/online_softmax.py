@@ -40,6 +40,14 @@ class Queries(NamedTuple):
     cap: jax.Array | None
 
 
+def random_keys(lanes: Lanes, tile: jax.Array, shape: tuple[int, ...]) -> jax.Array | None:
+    """PRNG keys of this shape for the tile of that number, if a site rounds stochastically."""
+    if not lanes.stochastic:
+        return None
+    key = jax.random.fold_in(jax.random.key(lanes.structure.seed), tile)
+    return jax.random.split(key, shape)
+
+
 def rounder(lanes: Lanes, f: Traced, key: jax.Array | None = None) -> Any:
     """round(quantity, site, x): x [lanes of quantity, ...] rounded at the site, if any lane does."""
 

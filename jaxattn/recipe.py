@@ -39,6 +39,9 @@ SITES: dict[str, str] = {
     "result": "o·y (or o/l)",
 }
 
+# intermediate -> the value it goes into, for replace()
+FOLLOWS = {"rescaled_sum": "running_sum", "rescaled_output": "output", "summand": "probs"}
+
 NUMBERS: dict[str, str] = {
     "initial_max": "m before the first key",
     "mask_value": "what replaces the score of a masked key (-inf: the key is skipped)",
@@ -181,11 +184,19 @@ class Recipe:
         _check_consistent(self)
 
     def replace(self, **changes: Any) -> "Recipe":
-        """This recipe with some fields changed; unknown names suggest the nearest."""
+        """This recipe with some fields changed; unknown names suggest the nearest.
+
+        Where the kernel rounds an intermediate to the format of the value that it goes into
+        (FOLLOWS) and only the latter is changed, the intermediate changes with it.
+        """
         known = [field.name for field in dataclasses.fields(self)]
         for name in changes:
             if name not in known:
                 raise unknown("recipe field", name, known)
+        for site, leader in FOLLOWS.items():
+            format = getattr(self, site)
+            if format == getattr(self, leader) != FLOAT32 and leader in changes:
+                changes.setdefault(site, changes[leader])
         return dataclasses.replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:

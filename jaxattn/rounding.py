@@ -51,6 +51,8 @@ def round_to(x: Any, format: Any, bits: Any = None) -> jax.Array:
             raise ValueError("stochastic rounding needs bits: pass a uint32 array of x's shape")
     if getattr(x, "dtype", None) == np.float64 and not jax.config.jax_enable_x64:
         return _round_wide(x, format, bits)
+    # NumPy arrays have no gradient, and custom_jvp would join them to whatever trace is under way.
+    rounded = _round_bits if isinstance(x, np.ndarray) else _round
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(f"x must be floating point, got {x.dtype}; convert it first")
@@ -58,7 +60,7 @@ def round_to(x: Any, format: Any, bits: Any = None) -> jax.Array:
         x = x.astype(jnp.float32)
     if static and format in (FLOAT32, FLOAT64) and format.precision >= _STORAGE[x.dtype.name][1]:
         return x
-    return _round(x, Format(*(_aligned(field, x.ndim) for field in format)), bits)
+    return rounded(x, Format(*(_aligned(field, x.ndim) for field in format)), bits)
 
 
 def _traced(field: Any) -> bool:
@@ -82,8 +84,7 @@ def _round_wide(x: Any, format: Format, bits: Any) -> jax.Array:
     return jnp.asarray(narrow)
 
 
-@jax.custom_jvp
-def _round(x: jax.Array, format: Format, bits: Any) -> jax.Array:
+def _round_bits(x: jax.Array, format: Format, bits: Any) -> jax.Array:
     dtype, digits, exponent_bias = _STORAGE[x.dtype.name]
     one = dtype(1)
     p, emin, emax, subnormals, reserved, overflow, rounding = (f.astype(dtype) for f in format)
@@ -121,6 +122,9 @@ def _round(x: jax.Array, format: Format, bits: Any) -> jax.Array:
     rounded = jnp.where(rounded > largest, beyond, rounded)
     rounded = jnp.where(magnitude > infinity, magnitude, rounded)
     return jax.lax.bitcast_convert_type(rounded | (word ^ magnitude), x.dtype)
+
+
+_round = jax.custom_jvp(_round_bits)
 
 
 def _random(bits: jax.Array, drop: jax.Array, dtype: Any) -> jax.Array:

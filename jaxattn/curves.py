@@ -1,0 +1,245 @@
+"""error_curves: error against context length, every context from one pass over the keys.
+
+Recipes of one structure run together as lanes. After a block the carry is the answer at that
+length; a context inside a tile is finished from the carry before it by a tile that is cut there and
+not kept. Keys arrive in pieces, so memory does not grow with the context.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxattn import kernels, tiles
+from jaxattn import metrics as measures
+from jaxattn.formats import format_of
+from jaxattn.lanes import structure_of
+from jaxattn.passes import Exact, Job, Outcome, Reader, run_all
+from jaxattn.recipe import Recipe
+
+# l is called stagnated once updates that changed nothing have cost it this share of its weight.
+STAGNATED = 0.01
+
+METRICS = ("nmse", "rel_l2", "max_abs", "cosine", "bias_l", "bias_o")
+
+
+class Curves(NamedTuple):
+    """Errors of recipes against context length, one number per query row and head.
+
+    recipes:   their names
+    contexts:  int [C], ascending
+    metrics:   name -> float32 [recipe, context, B, T, N]
+    overflow:  bool, likewise: a non-finite result or log-sum-exp
+    stagnated: bool, likewise: updates of l that changed nothing have cost over 1 % of its weight
+    kv_block:  int [recipe, context]: the block size that the recipe's rule chose
+    """
+
+    recipes: tuple[str, ...]
+    contexts: np.ndarray
+    metrics: dict[str, np.ndarray]
+    overflow: np.ndarray
+    stagnated: np.ndarray
+    kv_block: np.ndarray
+
+
+def default_contexts(length: int) -> list[int]:
+    """Four per octave from 256 to `length`, to the nearest 16, and `length` itself."""
+    steps = range(4 * max(0, int(math.log2(max(length, 1))) - 7) + 4)
+    rounded = (round(2 ** (8 + step / 4) / 16) * 16 for step in steps)
+    return [*(n for n in rounded if n < length), length]
+
+
+def error_curves(
+    query: Any,
+    key: Any,
+    value: Any,
+    recipes: Sequence[Recipe | str],
+    *,
+    contexts: Sequence[int] | None = None,
+    scale: float | None = None,
+    metrics: Sequence[str] = METRICS,
+    progress: Callable[[int, int], None] | None = None,
+    tile_keys: int | None = None,
+) -> Curves:
+    """The error of each recipe against float64 attention when every query sees the first n keys.
+
+    query:    [B, T, N, H], any float dtype
+    key:      [B, S, K, H], or a Stream (inputs.py, captures.py) of keys and values; then B is 1
+    value:    [B, S, K, D], or None where key is a Stream
+    recipes:  Recipes or names; of any structure, grouped here
+    contexts: positive ints, at most S; default four per octave from 256 to S
+    scale:    of the scores, 1/sqrt(H) by default
+    metrics:  names in jaxattn.metrics.METRICS; the difference is taken in float64
+    progress: called with (keys done, keys in all) after each piece
+    tile_keys: about how many keys a compiled step takes: speed, and float32 noise
+
+    The reference sees the inputs as given, so that rounding them is part of a recipe's error.
+    A second call with the same shapes and structures compiles nothing.
+    Raises ValueError or TypeError for arguments that do not fit.
+    """
+    chosen = [kernels.get(recipe) if isinstance(recipe, str) else recipe for recipe in recipes]
+    if not chosen:
+        raise ValueError("recipes must name at least one recipe")
+    query = np.asarray(query)
+    stream = _stream(query, key, value)
+    lengths = _contexts(contexts, stream.length)
+    metrics = measures.check_names(metrics)
+    scale = float(1 / math.sqrt(query.shape[-1]) if scale is None else scale)
+    if not math.isfinite(scale):
+        raise ValueError(f"scale must be finite, got {scale}")
+
+    rows = _rows(query, stream.heads)
+    shape = (len(chosen), len(lengths), query.shape[0], query.shape[1], query.shape[2])
+    result = Curves(
+        tuple(recipe.name for recipe in chosen),
+        np.array(lengths),
+        {name: np.full(shape, np.nan, np.float32) for name in metrics},
+        np.zeros(shape, bool),
+        np.zeros(shape, bool),
+        np.zeros(shape[:2], int),
+    )
+
+    reader = Reader(stream)
+    exact = Exact(reader, rows.astype(np.float64) * scale, lengths)
+
+    def report(members: list[int], context: int, outcome: Outcome) -> None:
+        output, lse, lost = (_spread(x, query.shape, 1, x.ndim - 3) for x in outcome)
+        ideal, ideal_lse = (_spread(x, query.shape, 0, x.ndim - 2) for x in exact(context))
+        at = lengths.index(context)
+        for lane, member in enumerate(members):
+            errors = measures.measure(metrics, output[lane], lse[lane], ideal, ideal_lse)
+            for name in metrics:
+                result.metrics[name][member, at] = errors[name]
+            finite = np.isfinite(output[lane]).all(-1) & (lse[lane] < np.inf)
+            result.overflow[member, at] = ~finite
+            result.stagnated[member, at] = lost[lane] > STAGNATED
+
+    jobs = _jobs(chosen, lengths, rows.shape[-1], stream.value_dim, tile_keys, result.kv_block)
+    dtypes = (query.dtype, *(x.dtype for x in reader.read(0, 1)))
+    run_all(
+        jobs,
+        reader,
+        exact,
+        report,
+        progress,
+        rows=rows,
+        value_dim=stream.value_dim,
+        scale=scale,
+        formats=[format_of(dtype) for dtype in dtypes],
+    )
+    return result
+
+
+class _Arrays(NamedTuple):
+    """Key and value arrays [B, S, K, .] as a Stream of B·K heads."""
+
+    key: np.ndarray
+    value: np.ndarray
+
+    @property
+    def length(self) -> int:
+        return self.key.shape[1]
+
+    @property
+    def heads(self) -> int:
+        return self.key.shape[0] * self.key.shape[2]
+
+    @property
+    def value_dim(self) -> int:
+        return self.value.shape[-1]
+
+    def blocks(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        def piece(x: np.ndarray) -> np.ndarray:
+            part = np.moveaxis(x[:, start:stop], 0, 1)
+            return part.reshape(len(part), -1, x.shape[-1])
+
+        return piece(self.key), piece(self.value)
+
+
+def _stream(query: np.ndarray, key: Any, value: Any) -> Any:
+    if query.ndim != 4 or 0 in query.shape:
+        raise ValueError(f"query must be [B, T, N, H] with no empty axis, got {query.shape}")
+    if hasattr(key, "blocks"):
+        if value is not None:
+            raise ValueError("value must be None where key is a Stream of both")
+        stream, head_dim = key, key.head_dim
+        if query.shape[0] != 1:
+            raise ValueError(f"a Stream goes with one batch entry, got query {query.shape}")
+    else:
+        key, value = np.asarray(key), np.asarray(value)
+        if key.ndim != 4 or value.ndim != 4 or key.shape[:3] != value.shape[:3] or 0 in key.shape:
+            raise ValueError(
+                "key and value must be [B, S, K, H] and [B, S, K, D] with no empty axis, got "
+                f"{key.shape} and {value.shape}"
+            )
+        if key.shape[0] != query.shape[0]:
+            raise ValueError(f"query {query.shape} and key {key.shape} must agree in batch size")
+        stream, head_dim = _Arrays(key, value), key.shape[-1]
+    for name, x in (("query", query), ("key", key), ("value", value)):
+        if isinstance(x, np.ndarray):
+            format_of(x.dtype) if x.dtype.kind in "fV" else _not_floating(name, x)
+    if head_dim != query.shape[-1]:
+        raise ValueError(f"query has head dim {query.shape[-1]}, key has {head_dim}")
+    if (query.shape[0] * query.shape[2]) % stream.heads:
+        raise ValueError(
+            f"query heads must be a multiple of key/value heads, got {query.shape[2]} query heads"
+        )
+    return stream
+
+
+def _not_floating(name: str, x: np.ndarray) -> None:
+    raise TypeError(f"{name} must be floating point, got {x.dtype}; convert it first")
+
+
+def _contexts(contexts: Sequence[int] | None, length: int) -> list[int]:
+    if contexts is None:
+        return default_contexts(length)
+    wrong = [n for n in contexts if int(n) != n or not 1 <= n <= length]
+    if wrong or not len(contexts):
+        raise ValueError(
+            f"contexts must be whole numbers from 1 to the {length} keys there are, got {wrong}"
+        )
+    return sorted({int(n) for n in contexts})
+
+
+def _rows(query: np.ndarray, heads: int) -> np.ndarray:
+    """[B, T, N, H] -> [heads, R, H], heads = B·K: the rows that share keys and values."""
+    B, T, N, H = query.shape
+    G = B * N // heads
+    grouped = query.reshape(B, T, heads // B, G, H)
+    return np.moveaxis(grouped, 2, 1).reshape(heads, T * G, H)
+
+
+def _spread(x: np.ndarray, shape: tuple[int, ...], lead: int, tail: int) -> np.ndarray:
+    """[*lead, B·K, T·G, *tail] -> [*lead, B, T, N, *tail], of so many axes before and after."""
+    B, T, N, _ = shape
+    before, after = x.shape[:lead], x.shape[x.ndim - tail :]
+    split = x.reshape(*before, B, x.shape[lead] // B, T, -1, *after)
+    return np.moveaxis(split, lead + 1, lead + 2).reshape(*before, B, T, N, *after)
+
+
+def _jobs(
+    recipes: list[Recipe],
+    contexts: list[int],
+    head_dim: int,
+    value_dim: int,
+    tile_keys: int | None,
+    kv_block: np.ndarray,
+) -> list[Job]:
+    """Recipes grouped by structure, contexts by block layout; fills in kv_block [recipe, context]."""
+    groups: dict[Any, list[int]] = {}
+    for i, recipe in enumerate(recipes):
+        groups.setdefault(structure_of(recipe), []).append(i)
+    jobs = []
+    for members in groups.values():
+        layouts: dict[tiles.Tile, list[int]] = {}
+        for at, n in enumerate(contexts):
+            rule = recipes[members[0]].kv_block
+            tile = tiles.tile_of(rule, n, head_dim, value_dim, tile_keys)
+            layouts.setdefault(tile, []).append(n)
+            kv_block[members, at] = tile.kv_block
+        jobs += [
+            Job(members, [recipes[i] for i in members], tile, some) for tile, some in layouts.items()
+        ]
+    return jobs

@@ -1,0 +1,71 @@
+"""ggml's CPU flash attention: the oracle of llama.cpp's own FLASH_ATTN_EXT test."""
+
+from jaxattn.recipe import Recipe
+
+_OPS = "ggml-org/ggml, src/ggml-cpu/ops.cpp"
+
+DECODE = Recipe(
+    name="ggml-cpu-decode",
+    citation=(
+        f"{_OPS} (ggml_compute_forward_flash_attn_ext_f16_one_chunk, float16 V) and vec.h "
+        "(ggml_vec_mad_f16, ggml_vec_scale_f16; x86 with F16C) at d99724f2"
+    ),
+    inferred="float32 sums inside q·k in this host's order",
+    kv_block=1,
+    query="float16",
+    rescaled_output="float16",
+    output="float16",
+    output_every=1,
+)
+
+DECODE_F32 = DECODE.replace(
+    name="ggml-cpu-decode-f32",
+    citation=DECODE.citation.replace("float16 V", "V of another type: o in float32"),
+    query="float32",
+    output="float32",
+)
+
+DECODE_NEON = DECODE.replace(
+    name="ggml-cpu-decode-neon",
+    citation=DECODE.citation.replace("x86 with F16C", "Arm NEON with half arithmetic")
+    + "; GGML_F16x8_REDUCE in simd-mappings.h",
+    inferred="half fused multiply-adds round to float32 before they round to half",
+    qk_accum="float16",
+    qk_chunk=1,
+    qk_partials=32,
+    qk_tree=8,
+    probs="float16",
+    output_rescale="float16",
+)
+
+DECODE_AVX512FP16 = DECODE.replace(
+    name="ggml-cpu-decode-avx512fp16",
+    citation=DECODE.citation.replace("x86 with F16C", "x86 with AVX512-FP16"),
+    inferred="half fused multiply-adds round to float32 before they round to half",
+    qk_accum="float16",
+    qk_chunk=1,
+    qk_partials=128,
+    qk_tree=1,
+    probs="float16",
+    output_rescale="float16",
+)
+
+PREFILL = Recipe(
+    name="ggml-cpu-prefill",
+    citation=(
+        f"{_OPS} (ggml_compute_forward_flash_attn_ext_tiled) and simd-gemm.h at d99724f2: one "
+        "float32 multiply-add per key"
+    ),
+    inferred="a tile's row sum, double in the source, is float32 here",
+    kv_block=64,
+    output_every=1,
+)
+
+SPLITKV = DECODE.replace(
+    name="ggml-cpu-splitkv",
+    citation=DECODE.citation + "; ggml_flash_attn_ext_reduce_partials",
+    inferred=DECODE.inferred + "; 8 threads, the kernel's chunks being ceil(keys / threads)",
+    split_kv=8,
+)
+
+RECIPES = (DECODE, DECODE_F32, DECODE_NEON, DECODE_AVX512FP16, PREFILL, SPLITKV)

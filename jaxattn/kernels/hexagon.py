@@ -1,0 +1,159 @@
+"""Flash attention on Qualcomm's Hexagon NPU, in ggml's backend: the HMX kernel before, in and after
+the change that llama.cpp #24389 asked for, and the HVX kernel."""
+
+from jaxattn.recipe import Recipe
+
+_HALF = "float16"
+
+FP16 = Recipe(
+    name="hexagon-hmx-fp16",
+    citation=(
+        "ggml-org/ggml, src/ggml-hexagon/htp/hmx-flash-attn-ops.c at 9d47b21b..7047417e "
+        "(llama.cpp #22347, #23796, #23989): fa_softmax_thread, fa_ml_update_and_build_d, "
+        "hmx_fa_qk_dot_worker, hmx_fa_o_update_worker, fa_build_d_diag_inv_l, hmx_fa_o_norm_worker"
+    ),
+    inferred=(
+        "HMX accumulates in float32 and rounds once at the tile store, subnormals kept; "
+        "l, a qfloat16 in the source, stands as IEEE half here (see -qf16 and -qf16-spill)"
+    ),
+    kv_block="hexagon-hmx-2026-06",
+    query=_HALF,
+    key=_HALF,
+    value=_HALF,
+    scale=_HALF,
+    scores=_HALF,
+    softcap=_HALF,
+    bias=_HALF,
+    running_max=_HALF,
+    difference=_HALF,
+    probs=_HALF,
+    summand=_HALF,
+    row_sum=_HALF,
+    rescale=_HALF,
+    rescaled_sum=_HALF,
+    running_sum=_HALF,
+    output=_HALF,
+    inverse=_HALF,
+    result=_HALF,
+    # No infinities: a masked score is the lowest half, and so is m at first. A block without a
+    # single unmasked key therefore averages V, until a later key wipes it out.
+    initial_max=-65504.0,
+    mask_value=-65504.0,
+    mask_below=-16.0,
+    empty_inverse=float("inf"),
+    sinks="none",
+)
+
+QF16 = FP16.replace(
+    name="hexagon-hmx-fp16-qf16",
+    inferred=FP16.inferred.replace(
+        "stands as IEEE half here (see -qf16 and -qf16-spill)",
+        "is the legacy qfloat16 of v68-v75 here: every significand odd (QEMU's Hexagon model)",
+    ),
+    rescaled_sum="float16:odd",
+    running_sum="float16:odd",
+)
+
+QF16_SPILL = FP16.replace(
+    name="hexagon-hmx-fp16-qf16-spill",
+    inferred=FP16.inferred.replace(
+        "stands as IEEE half here (see -qf16 and -qf16-spill)",
+        "loses here the two extra bits of v79's registers when it is stored after each block: "
+        "floored to an even significand (from QEMU's Hexagon model; no hardware was asked)",
+    ),
+    rescaled_sum=_HALF,
+    running_sum="e5m9:floor",
+)
+
+EXP2HF = FP16.replace(
+    name="hexagon-hmx-exp2hf",
+    citation=FP16.citation + "; hvx_exp2_hf under GGML_HEXAGON_FA_EXP2_HF",
+    exp="exp2_half",
+    cap="float32",
+    # The mask is added to base-2 scores without log2(e), as the source has it.
+    bias_factor=1.0,
+)
+
+PR24389 = FP16.replace(
+    name="hexagon-pr24389",
+    citation="ggml-org/llama.cpp pull request 24389 (closed unmerged): its description",
+    inferred=(
+        "hexagon-hmx-fp16 with m, the row sum and l in float32 and all else unchanged: the diff "
+        "could not be read; " + FP16.inferred.split(";")[0]
+    ),
+    running_max="float32",
+    row_sum="float32",
+    running_sum="float32",
+)
+
+FP32 = Recipe(
+    name="hexagon-hmx-fp32",
+    citation=(
+        "ggml-org/ggml, src/ggml-hexagon/htp/flash-attn-ops.c (fa_softmax_impl, "
+        "fa_build_d_diag_inv_l, hmx_fa_o_update_worker) and htp/hvx-exp.h (hvx_vec_exp2_f16) at "
+        "009f4ccd..d99724f2 (llama.cpp #25085, merged)"
+    ),
+    inferred=(
+        "HMX accumulates in float32 and rounds once at the tile store, subnormals kept; the "
+        "qfloat16 steps of exp2 stand as IEEE half steps; a row whose every key is masked, "
+        "undefined in the source, gives NaN"
+    ),
+    kv_block="hexagon-hmx-2026-08",
+    query=_HALF,
+    key=_HALF,
+    value=_HALF,
+    scale=_HALF,
+    cap=_HALF,
+    scores=_HALF,
+    softcap=_HALF,
+    bias=_HALF,
+    running_max="float32",
+    seen_max=_HALF,
+    difference=_HALF,
+    probs=_HALF,
+    summand=_HALF,
+    row_sum=_HALF,
+    rescale=_HALF,
+    output=_HALF,
+    inverse=_HALF,
+    result=_HALF,
+    initial_max=-10000.0,
+    mask_value=-65504.0,
+    mask_below=-16.0,
+    bias_factor=1.4423828125,  # log2(e) in half precision
+    empty_inverse=float("inf"),
+    exp="exp2_half_clamped",
+    sinks="seed",
+)
+
+HVX = Recipe(
+    name="hexagon-hvx",
+    citation=(
+        "ggml-org/ggml, src/ggml-hexagon/htp/flash-attn-ops.c (flash_attn_ext_f16_thread) at "
+        "d99724f2"
+    ),
+    inferred="float32 dot products and sums in this host's order; qfloat steps stand as IEEE ones",
+    kv_block=64,
+    query=_HALF,
+    key=_HALF,
+    value=_HALF,
+    log2e=_HALF,
+    cap=_HALF,
+    scores=_HALF,
+    softcap=_HALF,
+    bias=_HALF,
+    seen_max=_HALF,
+    difference=_HALF,
+    exponent=_HALF,
+    probs=_HALF,
+    summand=_HALF,
+    rescale=_HALF,
+    initial_max=-10000.0,
+    mask_value=-65504.0,
+    mask_below=-65504.0,
+    exp="exp2_half_clamped",
+    log2e_at="exponent",
+    sinks="end",
+)
+
+RECIPES = (FP16, QF16, QF16_SPILL, EXP2HF, PR24389, FP32, HVX)

@@ -1,0 +1,28 @@
+"""llama.cpp's flash attention on Apple GPUs."""
+
+from jaxattn.recipe import Recipe
+
+METAL = Recipe(
+    name="metal",
+    citation="ggml-org/ggml, src/ggml-metal/ggml-metal.metal (kernel_flash_attn_ext_impl) at d99724f2",
+    inferred="fast-math exp as correctly rounded; sums in this host's order",
+    kv_block=64,
+    query="float16",
+    key="float16",
+    value="float16",
+    initial_max=-3.4028234663852886e38 / 2,
+)
+
+METAL_BF16 = METAL.replace(
+    name="metal-bf16",
+    citation=METAL.citation.replace("_impl)", "_impl with FA_TYPES_BF)"),
+    inferred=METAL.inferred + "; one rounding of o per 8-key matrix instruction",
+    query="bfloat16",
+    key="bfloat16",
+    value="bfloat16",
+    rescaled_output="float16",
+    output="float16",
+    output_every=8,
+)
+
+RECIPES = (METAL, METAL_BF16)

@@ -1,0 +1,207 @@
+"""Numbers that compare one kernel's rows with float64 ones; NumPy, differences in float64.
+
+A row is one query of one head. Every metric is a function of Rows that gives one number per row,
+except nmse_llama, whose sums run over all queries of a head, as in llama.cpp's own test.
+"""
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Float64 = NDArray[np.float64]
+
+
+class Rows(NamedTuple):
+    """What metrics look at, float64; leading axes are those of jax.nn's layout, [..., T, N]."""
+
+    output: Float64  # [..., D]
+    lse: Float64  # [...], nats
+    reference: Float64  # [..., D]
+    reference_lse: Float64  # [...]
+    error: Float64  # output - reference
+    finite: np.ndarray  # bool [...]: no element of output is inf or nan
+
+
+def _dot(a: Float64, b: Float64) -> Float64:
+    return np.einsum("...d,...d->...", a, b)
+
+
+def _ratio(part: Float64, whole: Float64) -> Float64:
+    """part / whole; 0 where both are 0 (a row without keys, computed as such)."""
+    return np.where((part == 0.0) & (whole == 0.0), 0.0, part / whole)
+
+
+def _or_inf(rows: Rows, x: Float64) -> Float64:
+    return np.where(rows.finite, x, np.inf)
+
+
+def nmse(rows: Rows) -> Float64:
+    """sum error^2 / sum reference^2."""
+    return _or_inf(rows, _ratio(_dot(rows.error, rows.error), _dot(rows.reference, rows.reference)))
+
+
+def nmse_llama(rows: Rows) -> Float64:
+    """sum error^2 / sum output^2 over all queries of a head, the same number on each of its rows.
+
+    llama.cpp normalises by the tensor under test, not by the reference, and sums over the whole
+    tensor (ggml-org/llama.cpp, tests/test-backend-ops.cpp, nmse); here heads and batch entries
+    stay apart. Axis -3 of the output holds the queries; without it a row stands alone.
+    """
+    squared, size = _dot(rows.error, rows.error), _dot(rows.output, rows.output)
+    if squared.ndim >= 2:  # a row that is not finite makes the sums inf or nan
+        squared, size = (x.sum(axis=-2, keepdims=True) for x in (squared, size))
+    per_head = np.where(np.isfinite(squared), _ratio(squared, size), np.inf)
+    return np.broadcast_to(per_head, rows.finite.shape)
+
+
+def rmse(rows: Rows) -> Float64:
+    """sqrt(mean error^2)."""
+    return _or_inf(rows, np.sqrt(_dot(rows.error, rows.error) / rows.error.shape[-1]))
+
+
+def rel_l2(rows: Rows) -> Float64:
+    """||error||_2 / ||reference||_2, the square root of nmse."""
+    return np.sqrt(nmse(rows))
+
+
+def rel_l1(rows: Rows) -> Float64:
+    """||error||_1 / ||reference||_1."""
+    return _or_inf(
+        rows, _ratio(np.abs(rows.error).sum(axis=-1), np.abs(rows.reference).sum(axis=-1))
+    )
+
+
+def max_abs(rows: Rows) -> Float64:
+    """max |error|."""
+    return _or_inf(rows, np.abs(rows.error).max(axis=-1))
+
+
+def cosine(rows: Rows) -> Float64:
+    """Cosine similarity of output and reference: 1 is best, 1 if both are zero, nan if not finite.
+
+    Blind to any error that scales the whole row, such as one in l.
+    """
+    size = np.sqrt(_dot(rows.output, rows.output) * _dot(rows.reference, rows.reference))
+    both_zero = ~rows.output.any(axis=-1) & ~rows.reference.any(axis=-1)
+    similarity = np.where(both_zero, 1.0, _ratio(_dot(rows.output, rows.reference), size))
+    return np.where(rows.finite, similarity, np.nan)
+
+
+def ulps(rows: Rows) -> Float64:
+    """max |error| / ulp(reference), the ulp being float16's (2^-24 below its normal range)."""
+    exponent = np.where(rows.reference == 0.0, -14, np.frexp(rows.reference)[1] - 1)
+    ulp = np.ldexp(1.0, np.maximum(exponent, -14) - 10)
+    return _or_inf(rows, (np.abs(rows.error) / ulp).max(axis=-1))
+
+
+def _lse_difference(rows: Rows) -> Float64:
+    """lse - reference_lse; 0 where they are equal, both -inf included."""
+    same = rows.lse == rows.reference_lse
+    return np.where(same, 0.0, rows.lse - rows.reference_lse)
+
+
+def lse_error(rows: Rows) -> Float64:
+    """|lse - reference_lse| in nats; inf where lse is inf or nan."""
+    difference = np.abs(_lse_difference(rows))
+    return np.where(np.isnan(difference), np.inf, difference)
+
+
+def bias_l(rows: Rows) -> Float64:
+    """Signed relative error of l: exp(lse - reference_lse) - 1; inf for overflow, nan for nan."""
+    return np.expm1(_lse_difference(rows))
+
+
+def bias_o(rows: Rows) -> Float64:
+    """Signed relative error of the output along the reference; nan where it is not finite.
+
+    <output, reference> / <reference, reference> - 1; 0 where the reference is 0.
+    """
+    along = _dot(rows.error, rows.reference)  # no cancellation, unlike the quotient minus 1
+    bias = _ratio(along, _dot(rows.reference, rows.reference))
+    return np.where(rows.finite, bias, np.nan)
+
+
+def nonfinite(rows: Rows) -> Float64:
+    """1 if any element of the row is inf or nan, else 0."""
+    return np.where(rows.finite, 0.0, 1.0)
+
+
+METRICS: Mapping[str, Callable[[Rows], Float64]] = {
+    f.__name__: f
+    for f in (
+        nmse,
+        nmse_llama,
+        rmse,
+        rel_l2,
+        rel_l1,
+        max_abs,
+        cosine,
+        ulps,
+        lse_error,
+        bias_l,
+        bias_o,
+        nonfinite,
+    )
+}
+
+
+def check_names(names: Sequence[str]) -> tuple[str, ...]:
+    """The names as a tuple.
+
+    Raises:
+      ValueError: a name that METRICS lacks (the message suggests the nearest), or a bare string.
+    """
+    if isinstance(names, str):
+        raise ValueError(f"metrics must be a sequence of names, got the string {names!r}")
+    for name in names:
+        if name not in METRICS:
+            near = difflib.get_close_matches(str(name), METRICS, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"unknown metric {name!r}{hint} (known: {', '.join(METRICS)})")
+    return tuple(names)
+
+
+def measure(
+    names: Sequence[str],
+    output: ArrayLike,
+    lse: ArrayLike,
+    reference: ArrayLike,
+    reference_lse: ArrayLike,
+) -> dict[str, NDArray[np.float32]]:
+    """One float32 number per metric and row.
+
+    Args:
+      names: of METRICS.
+      output: [..., D], any float dtype, widened exactly; [..., T, N, D] for nmse_llama.
+      lse: [...], the kernel's log-sum-exp in nats.
+      reference: float64, broadcastable to output (several recipes share one); finite.
+      reference_lse: float64, broadcastable to lse.
+
+    Returns:
+      name -> float32 [...]. A row with inf or nan has nmse, rmse, rel_l2, rel_l1, max_abs and ulps
+      inf, never nan; its cosine and bias_o are nan. No warning is raised.
+
+    Raises:
+      ValueError: an unknown name, or shapes that do not fit.
+    """
+    names = check_names(names)
+    wide, wide_lse = (np.asarray(x).astype(np.float64) for x in (output, lse))
+    if wide.ndim == 0 or wide.shape[-1] == 0 or wide_lse.shape != wide.shape[:-1]:
+        raise ValueError(
+            f"output must be [..., D] and lse [...], got {wide.shape} and {wide_lse.shape}"
+        )
+    try:
+        exact = np.broadcast_to(np.asarray(reference, np.float64), wide.shape)
+        exact_lse = np.broadcast_to(np.asarray(reference_lse, np.float64), wide_lse.shape)
+    except ValueError:
+        raise ValueError(
+            f"reference and reference_lse must broadcast to {wide.shape} and {wide_lse.shape},"
+            f" got {np.shape(reference)} and {np.shape(reference_lse)}"
+        ) from None
+    with np.errstate(all="ignore"):
+        finite = np.asarray(np.isfinite(wide).all(axis=-1))
+        rows = Rows(wide, wide_lse, exact, exact_lse, wide - exact, finite)
+        return {name: METRICS[name](rows).astype(np.float32) for name in names}

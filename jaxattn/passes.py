@@ -1,0 +1,266 @@
+"""Passes over the keys: what error_curves runs, piece by piece, on a stream of any length.
+
+A pass is one structure of recipes in one layout of blocks. Its compiled functions take traced
+bounds, so that neither the contexts that are reported nor the block size that a rule chose ask for
+a compilation of their own.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxattn import online_softmax, reference, tiles
+from jaxattn.attention import storage, traced
+from jaxattn.formats import Format
+from jaxattn.lanes import Lanes, weave
+from jaxattn.recipe import Recipe
+
+PIECE_KEYS = 2**14
+Outcome = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+class Reader:
+    """A stream's keys and values, each page of them generated once for all passes."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+        self.pages: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+
+    def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Key [stop - start, K, H] and value [stop - start, K, D]."""
+        parts = []
+        for page in range(start // PIECE_KEYS, -(-stop // PIECE_KEYS)):
+            first = page * PIECE_KEYS
+            if page not in self.pages:
+                end = min(first + PIECE_KEYS, self.stream.length)
+                key, value = self.stream.blocks(first, end)
+                self.pages[page] = np.asarray(key), np.asarray(value)
+            piece = slice(max(start - first, 0), stop - first)
+            parts.append(tuple(x[piece] for x in self.pages[page]))
+        if len(parts) == 1:
+            return parts[0]
+        return np.concatenate([k for k, _ in parts]), np.concatenate([v for _, v in parts])
+
+    def forget(self, below: int) -> None:
+        self.pages = {p: x for p, x in self.pages.items() if (p + 1) * PIECE_KEYS > below}
+
+
+class Exact:
+    """Reference outputs at ascending contexts, extended no further than they are asked for."""
+
+    def __init__(self, reader: Reader, query: np.ndarray, contexts: list[int]) -> None:
+        self.reader, self.query, self.contexts = reader, query, contexts
+        self.state: reference.State | None = None
+        self.at = 0
+        self.known: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+
+    def __call__(self, context: int) -> tuple[np.ndarray, np.ndarray]:
+        """(output [K, R, D], log-sum-exp [K, R]) in float64 over the first `context` keys."""
+        while context not in self.known:
+            stop = next(n for n in self.contexts if n > self.at)
+            for start in range(self.at, stop, PIECE_KEYS):
+                piece = self.reader.read(start, min(start + PIECE_KEYS, stop))
+                self.state = reference.extend(self.state, self.query, *piece)
+            self.at = stop
+            self.known[stop] = reference.finish(self.state)
+        return self.known[context]
+
+
+class Job(NamedTuple):
+    """What a pass computes: `members` index the caller's recipes; contexts share a block layout."""
+
+    members: list[int]
+    recipes: list[Recipe]
+    tile: tiles.Tile
+    contexts: list[int]
+
+
+def run(
+    job: Job, reader: Reader, rows: np.ndarray, value_dim: int, scale: float, formats: list[Format]
+) -> Iterator[tuple[int, int | None, Outcome | None]]:
+    """Walks the keys, yielding (key that is needed next, None, None), or (.., context, outcome).
+
+    rows: [K, R, H]. An outcome is (result [recipe, K, R, D], log-sum-exp [recipe, K, R], lost share
+    of l likewise).
+    """
+    structure = job.recipes[0]
+    with storage(structure.storage):
+        lanes, f = weave(job.recipes, *formats)
+        f = traced(f, structure.storage)
+        query = jnp.asarray(rows, structure.storage)
+        queries, fresh = _begin(lanes, f, query, jnp.asarray(scale, structure.storage), value_dim)
+    segment = functools.partial(_segment, lanes, f, queries, job.tile, reader, fresh)
+
+    def conclude(parts: list[Any]) -> Outcome:
+        with storage(structure.storage):
+            carry = functools.reduce(functools.partial(_merge, lanes), parts)
+            result, lse, lost = (np.moveaxis(np.asarray(x), 1, 0) for x in _finish(lanes, f, carry))
+        chosen = np.array(lanes.recipes)
+        return result[chosen], lse[chosen], lost[chosen]
+
+    if structure.split_kv == 1 and structure.kv_order == "forward":
+        for at, context, carry in segment(0, job.contexts):
+            yield at, context, None if context is None else conclude([carry])
+        return
+    for n in job.contexts:
+        parts = []
+        for start, stop in tiles.split_points(n, structure.split_kv):
+            for at, context, carry in segment(start, [stop]):
+                if context is not None:
+                    parts.append(carry)
+                yield at, None, None
+        yield n, n, conclude(parts)
+
+
+def _segment(
+    lanes: Lanes,
+    f: Any,
+    queries: Any,
+    tile: tiles.Tile,
+    reader: Reader,
+    carry: Any,
+    start: int,
+    contexts: list[int],
+) -> Iterator[tuple[int, int | None, Any]]:
+    """The carry of keys [start, n) for each n of `contexts`; of the last alone if walked backward."""
+    order, stop = lanes.structure.kv_order, contexts[-1]
+    starts = tiles.block_starts(start, stop, tile, order)
+    count = max(1, PIECE_KEYS // (tile.width * tile.blocks))
+    for first in range(0, len(starts), count):
+        some = starts[first : first + count]
+        filled = len(some)
+        some = np.pad(some, ((0, count - filled), (0, 0)), constant_values=stop)
+        low, high = int(some.min()), min(int(some[some < stop].max()) + tile.kv_block, stop)
+        yield low, None, None
+        with storage(lanes.structure.storage):
+            laid = (jnp.asarray(x) for x in _lay(reader.read(low, high), some, low, tile))
+            tape = (*laid, jnp.asarray(some), np.int32(tile.kv_block), np.int32(first))
+
+        def advance(carry: Any, begin: int, end: int, limit: int, tape: Any = tape) -> Any:
+            bounds = (np.int32(begin), np.int32(end), np.int32(limit))
+            with storage(lanes.structure.storage):
+                return _advance(lanes, f, queries, carry, *tape, *bounds)
+
+        done = 0
+        for n in contexts if order == "forward" else ():
+            if low < n <= low + count * tile.keys:
+                whole, rest = divmod(n - low, tile.keys)
+                carry = advance(carry, done, whole, stop) if whole > done else carry
+                done = whole
+                yield low, n, advance(carry, whole, whole + 1, n) if rest else carry
+        if order == "backward" or low + count * tile.keys < stop:
+            carry = advance(carry, done, filled, stop)
+    if order == "backward":
+        yield start, stop, carry
+
+
+def _lay(
+    piece: tuple[np.ndarray, np.ndarray], starts: np.ndarray, low: int, tile: tiles.Tile
+) -> Iterator[np.ndarray]:
+    """Keys [S, K, .] from key `low` on, as blocks [tiles, n, w, K, .]; empty slots hold zeros."""
+    slots = (starts - low)[..., None] + np.arange(tile.width)
+    empty = (np.arange(tile.width) >= tile.kv_block) | (slots >= len(piece[0]))
+    straight = slots.size == len(piece[0]) and bool((np.diff(slots.ravel()) == 1).all())
+    for x in piece:
+        if straight:
+            yield x.reshape(*slots.shape, *x.shape[1:])
+        else:
+            laid = x[np.minimum(slots, len(x) - 1)]
+            laid[np.broadcast_to(empty, slots.shape)] = 0
+            yield laid
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def _begin(
+    lanes: Lanes, f: Any, query: jax.Array, scale: jax.Array, value_dim: int
+) -> tuple[Any, Any]:
+    queries = jax.vmap(lambda q: online_softmax.prepare(lanes, f, q, scale, None))(query)
+    start = lambda q: online_softmax.init(lanes, f, q.shape[0], value_dim, None)  # noqa: E731
+    return queries, jax.vmap(start)(query)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _advance(
+    lanes: Lanes,
+    f: Any,
+    queries: Any,
+    carry: Any,
+    key: jax.Array,
+    value: jax.Array,
+    starts: jax.Array,
+    kv_block: jax.Array,
+    number: jax.Array,
+    begin: jax.Array,
+    end: jax.Array,
+    limit: jax.Array,
+) -> Any:
+    """The carry after tiles begin..end of key, value [tiles, n, w, K, .], cut at key `limit`."""
+    dtype = jnp.dtype(lanes.structure.storage)
+    step = functools.partial(online_softmax.step, lanes, f)
+
+    def body(t: jax.Array, carry: Any) -> Any:
+        slot = tiles.slots(starts[t], key.shape[2])
+        valid = (slot < starts[t][:, None] + kv_block) & (slot < limit)
+        k, v = (jnp.moveaxis(x[t], 2, 0).astype(dtype) for x in (key, value))
+        v = jnp.where(valid[..., None], v, jnp.zeros_like(v))
+        random = online_softmax.random_keys(lanes, number + t, (key.shape[3],))
+        axes = (0, 0, 0, 0, None, None, None, None if random is None else 0)
+        return jax.vmap(step, in_axes=axes)(queries, carry, k, v, valid, None, None, random)
+
+    return jax.lax.fori_loop(begin, end, body, carry)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _finish(lanes: Lanes, f: Any, carry: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+    return jax.vmap(lambda carry: online_softmax.finish(lanes, f, carry))(carry)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _merge(lanes: Lanes, one: Any, other: Any) -> Any:
+    return jax.vmap(functools.partial(online_softmax.merge, lanes))(one, other)
+
+
+Report = Callable[[list[int], int, Outcome], None]
+
+
+def run_all(
+    jobs: list[Job],
+    reader: Reader,
+    exact: Exact,
+    report: Report,
+    progress: Callable[[int, int], None] | None,
+    **shared: Any,
+) -> None:
+    """Runs all jobs, always the one that is furthest behind, so that they share each page."""
+    backward = [job for job in jobs if job.recipes[0].kv_order == "backward"]
+    together = [job for job in jobs if job not in backward]
+    total = sum(_work(job) for job in jobs)
+    done = 0
+    for group in (together, *([job] for job in backward)):
+        walks = {i: run(job, reader, **shared) for i, job in enumerate(group)}
+        at = dict.fromkeys(walks, 0)
+        while walks:
+            i = min(walks, key=lambda i: at[i])
+            for position, context, outcome in walks[i]:
+                if outcome is not None and context is not None:
+                    report(group[i].members, context, outcome)
+                    continue
+                done += max(0, position - at[i])
+                at[i] = position
+                break
+            else:
+                del walks[i], at[i]
+            reader.forget(min([*at.values(), exact.at], default=0))
+            if progress is not None:
+                progress(min(done, total), total)
+    if progress is not None:
+        progress(total, total)
+
+
+def _work(job: Job) -> int:
+    single = job.recipes[0].split_kv == 1 and job.recipes[0].kv_order == "forward"
+    return job.contexts[-1] if single else sum(job.contexts)

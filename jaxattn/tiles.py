@@ -1,0 +1,62 @@
+"""How keys are laid into blocks and blocks into tiles.
+
+kv_block is numerics, the tile is speed: `step` takes one tile of whole blocks [n, w] at a time.
+A block that a rule makes shorter than w, the kernel's own partial last block, and the padding of
+a last tile are all one thing: key slots that are not `valid`.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxattn import block_rules
+
+TILE_KEYS = 512
+
+
+class Tile(NamedTuple):
+    """kv_block keys in a block of `width` slots, `blocks` of them in a tile."""
+
+    kv_block: int
+    width: int
+    blocks: int
+
+    @property
+    def keys(self) -> int:
+        return self.kv_block * self.blocks
+
+
+def tile_of(
+    rule: int | str, context: int, head_dim: int, value_dim: int, keys: int | None = None
+) -> Tile:
+    """The tile for `context` keys: of about `keys` slots, the same whatever the context is.
+
+    A rule's blocks get the width that the rule gives to long contexts, so that all contexts share
+    one compiled step and a prefix equals a run of that length bit for bit.
+    """
+    kv_block = block_rules.block_size(rule, context, head_dim, value_dim)
+    width = rule if isinstance(rule, int) else block_rules.largest(rule, head_dim, value_dim)
+    width = max(width, kv_block)
+    return Tile(kv_block, width, max(1, (keys or TILE_KEYS) // width))
+
+
+def block_starts(begin: int, stop: int, tile: Tile, order: str) -> np.ndarray:
+    """The first key of each block of keys [begin, stop), in the order they are walked: int32 [tiles,
+    n], filled up to whole tiles with blocks that start at `stop` and so hold no key."""
+    starts = np.arange(begin, stop, tile.kv_block, dtype=np.int32)
+    starts = starts[::-1] if order == "backward" else starts
+    empty = np.full(-len(starts) % tile.blocks, stop, np.int32)
+    return np.concatenate([starts, empty]).reshape(-1, tile.blocks)
+
+
+def split_points(context: int, chunks: int) -> list[tuple[int, int]]:
+    """(start, stop) of each non-empty chunk: ceil(context / chunks) keys, as ggml's CPU splits."""
+    size = -(-context // chunks)
+    return [(a, min(a + size, context)) for a in range(0, context, size)]
+
+
+def slots(starts: jax.Array, width: int) -> jax.Array:
+    """The key that each slot would hold: starts [n] -> int32 [n, w]."""
+    return starts[:, None] + jnp.arange(width, dtype=jnp.int32)
