@@ -178,7 +178,7 @@ def _attend(
     out = jnp.moveaxis(out.reshape(B, K, T, G, D), 2, 1).reshape(B, T, N, D)
     lse = jnp.moveaxis(lse.reshape(B, K, T, G), 2, 1).reshape(B, T, N)
     if masks.query_lengths is not None:
-        real = jnp.arange(T) < masks.query_lengths[:, None]
+        real = jnp.arange(T)[None] < masks.query_lengths[:, None]
         out = jnp.where(real[..., None, None], out, jnp.zeros_like(out))
     return out, lse
 
@@ -218,23 +218,21 @@ def _keep(
     G: int,
 ) -> jax.Array | None:
     """Which keys `at` [n, w] each row attends to: bool [B, K, T·G, n, w], None for all."""
-    keep = None if masks.array is None else _tile_rows(masks.array, at, B, K, T, G)
-    query_at = jnp.repeat(jnp.arange(T, dtype=jnp.int32), G)[:, None, None]
-    rules = []
+    key_at = at[None, None, None]
+    query_at = jnp.repeat(jnp.arange(T, dtype=jnp.int32), G).reshape(1, 1, -1, 1, 1)
+    rules = [] if masks.array is None else [_tile_rows(masks.array, at, B, K, T, G)]
     if causal:
-        rules.append(at <= query_at)
+        rules.append(key_at <= query_at)
     if window is not None:
         left, right = window
-        rules += [query_at <= at + left, query_at >= at - right]
-    shared = functools.reduce(jnp.logical_and, rules)[None] if rules else None
-    for lengths, position in ((masks.query_lengths, query_at), (masks.key_lengths, at[None])):
+        rules += [query_at <= key_at + left, query_at >= key_at - right]
+    for lengths, position in ((masks.query_lengths, query_at), (masks.key_lengths, key_at)):
         if lengths is not None:
-            inside = position < lengths[:, None, None, None]
-            shared = inside if shared is None else shared & inside
-    if shared is None:
-        return keep
-    shared = jnp.broadcast_to(shared[:, None], (B, K, T * G, *at.shape))
-    return shared if keep is None else keep & shared
+            rules.append(position < lengths.reshape(-1, 1, 1, 1, 1))
+    if not rules:
+        return None
+    keep = functools.reduce(jnp.logical_and, rules)
+    return jnp.broadcast_to(keep, (B, K, T * G, *at.shape))
 
 
 def _four(x: Any) -> jax.Array:

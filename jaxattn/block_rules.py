@@ -149,6 +149,18 @@ def largest(
     return block_size(rule, 2**60, head_dim, value_dim, configuration)
 
 
+@functools.cache
+def widest(rule: int | str, head_dim: int, value_dim: int) -> int:
+    """The largest block that `rule` chooses at any multiple of 64 keys up to 2^16, or settles on.
+
+    A number passes through. Raises as block_size.
+    """
+    if not isinstance(rule, str):
+        return block_size(rule, 1, head_dim, value_dim)
+    sizes = (block_size(rule, n, head_dim, value_dim) for n in range(UNIT, 2**16, UNIT))
+    return max(largest(rule, head_dim, value_dim), *sizes)
+
+
 def unit(rule: int | str) -> int:
     """A number that divides every block size of `rule`: the number itself, or 64 for HMX."""
     check(rule)

@@ -12,13 +12,13 @@ import json
 import math
 import os
 import struct
+import warnings
 import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import ml_dtypes
 import numpy as np
@@ -183,7 +183,7 @@ def _check_names(path: Path, names: Iterable[str]) -> list[str]:
     twice = [name for name, count in counts.items() if count > 1]
     if twice:
         raise ValueError(f"{path}: holds {twice[0]!r} more than once")
-    found = ", ".join(sorted(counts)) or "nothing"
+    found = ", ".join(repr(name) for name in sorted(counts)[:20]) or "nothing"
     for name in REQUIRED:
         if name not in counts:
             raise ValueError(f"{path}: lacks the array {name!r} (found: {found})")
@@ -293,52 +293,63 @@ def _read_npz(path: Path) -> tuple[Arrays, dict[str, str]]:
     if magic.startswith(b"\x80"):
         raise ValueError(f"{path}: is a pickle, which is never loaded: save with np.savez")
     try:
-        with zipfile.ZipFile(path) as archive:
-            members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-            names = (info.filename.removesuffix(".npy") for info in archive.infolist())
-            named = _check_names(path, names)
-            return {name: _member(path, archive, name, members[name]) for name in named}, {}
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, zlib.error) as error:
+        archive = zipfile.ZipFile(path)
+    except OSError:
+        raise
+    except Exception as error:  # zipfile fails in many ways on what is no archive
         raise ValueError(f"{path}: is not a sound .npz archive: {_line(error)}") from None
+    with archive:
+        names = [info.filename.removesuffix(".npy") for info in archive.infolist()]
+        members = dict(zip(names, archive.infolist(), strict=True))
+        named = _check_names(path, names)
+        return {name: _member(path, archive, name, members[name]) for name in named}, {}
 
 
 def _member(path: Path, archive: zipfile.ZipFile, name: str, info: zipfile.ZipInfo) -> Array:
     """One array of an archive: mapped where it is stored, read where it is compressed."""
+    stored = info.compress_type == zipfile.ZIP_STORED
     if info.flag_bits & 1:
         raise ValueError(f"{path}: {name} is encrypted")
-    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+    if not stored and info.compress_type != zipfile.ZIP_DEFLATED:
         raise ValueError(f"{path}: {name} is neither stored nor deflated")
-    with archive.open(info) as stream:  # checks the member's own header
-        try:
-            version = np.lib.format.read_magic(stream)
-            read = {
-                (1, 0): np.lib.format.read_array_header_1_0,
-                (2, 0): np.lib.format.read_array_header_2_0,
-            }[version]
-            shape, fortran, dtype = read(stream)
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}: {name} is not a sound .npy array: {_line(error)}") from None
-        order: Order = "F" if fortran else "C"
-        if dtype.hasobject:
-            raise ValueError(f"{path}: {name} holds pickled objects, which are never loaded")
-        _check_dtype(path, name, dtype)
-        size = math.prod(shape) * dtype.itemsize
-        if min(shape, default=0) < 0 or stream.tell() + size != info.file_size:
-            raise ValueError(
-                f"{path}: {name} of shape {list(shape)} does not fill its {info.file_size} B"
-            )
-        if info.compress_type == zipfile.ZIP_DEFLATED:
-            if info.file_size > MAX_DEFLATE_RATIO * max(info.compress_size, 1):
-                raise ValueError(f"{path}: {name} gives a size that deflate cannot reach")
-            return np.frombuffer(stream.read(), dtype).reshape(shape, order=order)
-        header = stream.tell()
+    if not stored and info.file_size > MAX_DEFLATE_RATIO * max(info.compress_size, 1):
+        raise ValueError(f"{path}: {name} gives a size that deflate cannot reach")
+    try:
+        with archive.open(info) as stream:  # checks the member's own header
+            shape, fortran, dtype = _npy_header(stream)
+            header = stream.tell()  # bytes before the data
+            data = b"" if stored else stream.read()
+    except Exception as error:  # zipfile and numpy's literals fail in many ways
+        raise ValueError(f"{path}: {name} is not a sound .npy array: {_line(error)}") from None
+    if dtype.hasobject:
+        raise ValueError(f"{path}: {name} holds pickled objects, which are never loaded")
+    _check_dtype(path, name, dtype)
+    size = math.prod(shape) * dtype.itemsize
+    if min(shape, default=0) < 0 or size != (info.file_size - header if stored else len(data)):
+        raise ValueError(f"{path}: {name} of shape {list(shape)} does not fill its bytes")
+    order: Order = "F" if fortran else "C"
+    if not stored:
+        return np.frombuffer(data, dtype).reshape(shape, order=order)
     with path.open("rb") as file:
         file.seek(info.header_offset)
         name_length, extra_length = struct.unpack("<26x2H", file.read(30))
-    data = info.header_offset + 30 + name_length + extra_length + header
-    if data + size > path.stat().st_size:
+    offset = info.header_offset + 30 + name_length + extra_length + header
+    if offset + size > path.stat().st_size:
         raise ValueError(f"{path}: is truncated: {name} ends behind the end of the file")
-    return _map(path, dtype, shape, data, order)
+    return _map(path, dtype, shape, offset, order)
+
+
+def _npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, whether in Fortran order, and dtype; the stream is left at the data."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        match np.lib.format.read_magic(stream):
+            case (1, 0):
+                return np.lib.format.read_array_header_1_0(stream)
+            case (2, 0):
+                return np.lib.format.read_array_header_2_0(stream)
+            case version:
+                raise ValueError(f"unknown format version {version}")
 
 
 def _line(error: Exception) -> str:

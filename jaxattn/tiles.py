@@ -33,12 +33,11 @@ def tile_of(
 ) -> Tile:
     """The tile for `context` keys: of about `keys` slots, the same whatever the context is.
 
-    A rule's blocks get the width that the rule gives to long contexts, so that all contexts share
-    one compiled step and a prefix equals a run of that length bit for bit.
+    A rule's blocks all get the width of its widest, so that all contexts share one compiled step
+    and a prefix equals a run of that length bit for bit.
     """
     kv_block = block_rules.block_size(rule, context, head_dim, value_dim)
-    width = rule if isinstance(rule, int) else block_rules.largest(rule, head_dim, value_dim)
-    width = max(width, kv_block)
+    width = max(kv_block, block_rules.widest(rule, head_dim, value_dim))
     return Tile(kv_block, width, max(1, (keys or TILE_KEYS) // width))
 
 
@@ -59,4 +58,4 @@ def split_points(context: int, chunks: int) -> list[tuple[int, int]]:
 
 def slots(starts: jax.Array, width: int) -> jax.Array:
     """The key that each slot would hold: starts [n] -> int32 [n, w]."""
-    return starts[:, None] + jnp.arange(width, dtype=jnp.int32)
+    return starts[:, None] + jnp.arange(width, dtype=jnp.int32)[None]

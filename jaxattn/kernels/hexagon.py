@@ -13,7 +13,9 @@ FP16 = Recipe(
         "hmx_fa_qk_dot_worker, hmx_fa_o_update_worker, fa_build_d_diag_inv_l, hmx_fa_o_norm_worker"
     ),
     inferred=(
-        "HMX accumulates in float32 and rounds once at the tile store, subnormals kept; "
+        "HMX accumulates in float32 (its accumulator has 30 significant bits by QEMU's model, "
+        "androm3da/qemu target/hexagon/hmx_config.c) and rounds once at the tile store, keeping "
+        "subnormals and overflowing to infinity (the model saturates unless told otherwise); "
         "l, a qfloat16 in the source, stands as IEEE half here (see -qf16 and -qf16-spill)"
     ),
     kv_block="hexagon-hmx-2026-06",
@@ -48,7 +50,8 @@ QF16 = FP16.replace(
     name="hexagon-hmx-fp16-qf16",
     inferred=FP16.inferred.replace(
         "stands as IEEE half here (see -qf16 and -qf16-spill)",
-        "is the legacy qfloat16 of v68-v75 here: every significand odd (QEMU's Hexagon model)",
+        "has an odd significand here: what a stored qfloat16 reads as, on v79 exactly and on "
+        "v68-v75 nearly, by QEMU's model (quic/qemu, target/hexagon/mmvec/mmvec_qfloat.c)",
     ),
     rescaled_sum="float16:odd",
     running_sum="float16:odd",
@@ -58,8 +61,9 @@ QF16_SPILL = FP16.replace(
     name="hexagon-hmx-fp16-qf16-spill",
     inferred=FP16.inferred.replace(
         "stands as IEEE half here (see -qf16 and -qf16-spill)",
-        "loses here the two extra bits of v79's registers when it is stored after each block: "
-        "floored to an even significand (from QEMU's Hexagon model; no hardware was asked)",
+        "is floored to an even significand here after each block, as if memory lost v79's extra "
+        "bits and a load gave zeros for them: a worst case. QEMU's model contradicts it (a load "
+        "sets the last bit, as in -qf16); no hardware was asked",
     ),
     rescaled_sum=_HALF,
     running_sum="e5m9:floor",
@@ -94,7 +98,8 @@ FP32 = Recipe(
         "009f4ccd..d99724f2 (llama.cpp #25085, merged)"
     ),
     inferred=(
-        "HMX accumulates in float32 and rounds once at the tile store, subnormals kept; the "
+        "HMX accumulates in float32 and rounds once at the tile store, as in hexagon-hmx-fp16; "
+        "kv_block follows the cost model of #26049 (c2a30bb8), three weeks younger; the "
         "qfloat16 steps of exp2 stand as IEEE half steps; a row whose every key is masked, "
         "undefined in the source, gives NaN"
     ),
@@ -123,6 +128,7 @@ FP32 = Recipe(
     bias_factor=1.4423828125,  # log2(e) in half precision
     empty_inverse=float("inf"),
     exp="exp2_half_clamped",
+    tanh="tanh_half",
     sinks="seed",
 )
 
@@ -153,6 +159,7 @@ HVX = Recipe(
     mask_below=-65504.0,
     exp="exp2_half_clamped",
     log2e_at="exponent",
+    tanh="tanh_half",
     sinks="end",
 )
 

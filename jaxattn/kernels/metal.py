@@ -16,10 +16,12 @@ METAL = Recipe(
 METAL_BF16 = METAL.replace(
     name="metal-bf16",
     citation=METAL.citation.replace("_impl)", "_impl with FA_TYPES_BF)"),
-    inferred=METAL.inferred + "; one rounding of o per 8-key matrix instruction",
+    inferred=METAL.inferred + "; one rounding of o per 8-key matrix instruction, "
+    "and of the rescale factor where it multiplies a half vector",
     query="bfloat16",
     key="bfloat16",
     value="bfloat16",
+    output_rescale="float16",
     rescaled_output="float16",
     output="float16",
     output_every=8,
