@@ -78,7 +78,7 @@ def unknown(kind: str, name: object, known: Any) -> ValueError:
 
 
 def _generic(name: str) -> Format | None:
-    match = re.fullmatch(r"e(\d{1,2})m(\d{1,2})", name)
+    match = re.fullmatch(r"e([0-9]{1,2})m([0-9]{1,2})", name)
     if match is None:
         return None
     exponent, mantissa = int(match[1]), int(match[2])
@@ -109,6 +109,15 @@ def check(format: Format) -> Format:
     return fields
 
 
+def _dtype_name(dtype: Any) -> str:
+    try:
+        if isinstance(dtype, (type, np.dtype)) or hasattr(dtype, "dtype"):
+            return np.dtype(dtype).name
+    except TypeError:
+        pass
+    raise TypeError(f"format must be a name, a dtype or a Format, got {dtype!r}")
+
+
 def format_of(name: Any) -> Format:
     """The Format that `name` stands for.
 
@@ -120,17 +129,18 @@ def format_of(name: Any) -> Format:
     if isinstance(name, Format):
         return check(name)
     if not isinstance(name, str):
-        try:
-            name = np.dtype(name).name
-        except TypeError as error:
-            raise TypeError(f"format must be a name, a dtype or a Format, got {name!r}") from error
+        name = _dtype_name(name)
     base, *suffixes = name.split(":")
     format = _BY_NAME.get(base) or _generic(base)
     if format is None:
         raise unknown("format", base, [*_BY_NAME, "e<E>m<M>"])
+    changed: set[str] = set()
     for suffix in suffixes:
         if suffix not in _SUFFIXES:
             raise unknown("format suffix", suffix, _SUFFIXES)
+        if changed & set(_SUFFIXES[suffix]):
+            raise ValueError(f"format {name!r} names two roundings or one suffix twice")
+        changed |= set(_SUFFIXES[suffix])
         format = format._replace(**_SUFFIXES[suffix])
     return check(format)
 

@@ -177,7 +177,7 @@ def _scores(
     s = round("s", "scores", take("s", "d", d) * queries.scale.reshape(-1, 1, 1, 1))
     if queries.cap is not None:
         s = round("s", "softcap", TANHS[structure.tanh](s) * queries.cap.reshape(-1, 1, 1, 1))
-    keep = mask
+    keep = None if mask is None else mask[None]
     if bias is not None:
         bias = bias[None].astype(s.dtype)
         low = bias <= _number(f, "s", "mask_below", s)
@@ -185,7 +185,7 @@ def _scores(
         scaled = round("s", "bias", bias * _number(f, "s", "bias_factor", s))
         s = round("s", "bias", s + scaled)
     if keep is not None:
-        s = jnp.where(keep if keep.ndim == 4 else keep[None], s, _number(f, "s", "mask_value", s))
+        s = jnp.where(keep, s, _number(f, "s", "mask_value", s))
     return s
 
 
@@ -347,9 +347,10 @@ def finish(
     nats = 1 / LOG2E if _folded(lanes) else 1.0
     if sinks is not None and lanes.structure.sinks == "end":
         # In storage precision: the kernels that know sinks so have left 16 bits by then.
-        top = jnp.maximum(m * nats, sinks.astype(m.dtype))
+        sink = sinks.astype(m.dtype)[None]
+        top = jnp.maximum(m * nats, sink)
         a = jnp.exp(m * nats - top)
-        m, l, o = top / nats, l * a + jnp.exp(sinks.astype(m.dtype) - top), o * a[..., None]
+        m, l, o = top / nats, l * a + jnp.exp(sink - top), o * a[..., None]
     empty = l == 0
     safe = jnp.where(empty, jnp.ones_like(l), l)
     inverse = jnp.where(empty, _number(f, "y", "empty_inverse", l), 1 / safe)

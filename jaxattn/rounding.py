@@ -22,7 +22,9 @@ from jaxattn.formats import (
     TO_INFINITY,
     Format,
     format_of,
+    holds,
 )
+from jaxattn.formats import name_of as format_name
 
 # storage dtype -> (integer dtype, bits of its significand with the hidden one, exponent bias)
 _STORAGE = {"float32": (jnp.int32, 24, 127), "float64": (jnp.int64, 53, 1023)}
@@ -34,15 +36,17 @@ def round_to(x: Any, format: Any, bits: Any = None) -> jax.Array:
     x:      float array of any shape; float16, bfloat16 and float8 are widened to float32 first
     format: whatever format_of takes; or a Format of int arrays [L] (or [L, ...]), which then apply
             to the leading axes of x
-    bits:   uint32 array of x's shape, for stochastic rounding only: x moves up in magnitude with
-            probability equal to the dropped fraction when `bits` are uniform (the low bits of
-            `bits` as many as are dropped, at most 24 in float32; in float64 at most 32 are used)
+    bits:   uint32 array that broadcasts to x's shape, for stochastic rounding only: x moves up in
+            magnitude with a probability equal to the dropped fraction when `bits` are uniform, to
+            within 2^-30
 
     NaN stays NaN, -0 stays -0. Gradients pass straight through. A NumPy float64 array is rounded in
     float64 whatever jax_enable_x64 says and comes back as float32, which holds the result exactly;
     formats that float32 cannot hold need jax_enable_x64. float32 storage below 2^-126 is treated
     exactly here, though XLA's own arithmetic on CPU flushes it.
-    Raises TypeError for x that is not floating point, ValueError for unknown formats.
+    Traced formats are not checked: they must be within the storage's precision and range.
+    Raises TypeError for x that is not floating point, for bits that are not uint32 and for formats
+    that the storage cannot hold; ValueError for unknown formats.
     """
     static = not (isinstance(format, Format) and any(np.ndim(f) or _traced(f) for f in format))
     if static:
@@ -52,14 +56,23 @@ def round_to(x: Any, format: Any, bits: Any = None) -> jax.Array:
     if getattr(x, "dtype", None) == np.float64 and not jax.config.jax_enable_x64:
         return _round_wide(x, format, bits)
     # NumPy arrays have no gradient, and custom_jvp would join them to whatever trace is under way.
-    rounded = _round_bits if isinstance(x, np.ndarray) else _round
+    rounded = _round_bits if isinstance(x, (np.ndarray, np.generic)) else _round
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(f"x must be floating point, got {x.dtype}; convert it first")
     if x.dtype.name not in _STORAGE:
         x = x.astype(jnp.float32)
-    if static and format in (FLOAT32, FLOAT64) and format.precision >= _STORAGE[x.dtype.name][1]:
-        return x
+    if static:
+        stored = FLOAT32 if x.dtype == jnp.float32 else FLOAT64
+        if holds(format, stored):
+            return x
+        if not holds(stored, format):
+            raise TypeError(
+                f"float32 cannot hold the format {format_name(format)!r}: set jax_enable_x64 and "
+                "pass float64"
+            )
+    if bits is not None and jnp.asarray(bits).dtype != jnp.uint32:
+        raise TypeError(f"bits must be uint32, got {jnp.asarray(bits).dtype}")
     return rounded(x, Format(*(_aligned(field, x.ndim) for field in format)), bits)
 
 
@@ -73,9 +86,10 @@ def _aligned(field: Any, ndim: int) -> jax.Array:
 
 
 def _round_wide(x: Any, format: Format, bits: Any) -> jax.Array:
-    with jax.enable_x64(True):
+    with jax.ensure_compile_time_eval(), jax.enable_x64(True):
         wide = np.asarray(round_to(jnp.asarray(x), format, bits))
-    narrow = wide.astype(np.float32)
+    with np.errstate(over="ignore"):
+        narrow = wide.astype(np.float32)
     if not np.array_equal(narrow, wide, equal_nan=True):
         raise TypeError(
             "float32 cannot hold the result: set jax_enable_x64, or round to a format within "
@@ -98,20 +112,31 @@ def _round_bits(x: jax.Array, format: Format, bits: Any) -> jax.Array:
     exponent = jnp.maximum(field, one)
     significand = (magnitude & (hidden - 1)) | jnp.where(field > 0, hidden, dtype(0))
 
-    # Below emin the quantum stops shrinking, so more bits drop; past digits + 1 nothing is left.
+    # Below emin the quantum stops shrinking, so more bits drop. Once all of the significand does,
+    # what remains is nothing or one quantum.
     drop = (digits - p) + jnp.maximum(emin + exponent_bias - exponent, dtype(0))
-    drop = jnp.minimum(drop, dtype(digits + 1))
+    deepest = dtype(np.iinfo(dtype).bits - 2)
+    beneath = jnp.clip(drop - deepest, 0, deepest)
+    sticky = (significand > 0) & (beneath > 0)  # a directed rounding still sees it
+    low = (significand >> beneath) | sticky.astype(dtype)
+    drop = jnp.minimum(drop, deepest)
     mask = (one << drop) - 1
-    half_even = (mask >> 1) + ((significand >> drop) & one)
-    add = half_even & -(rounding == NEAREST_EVEN).astype(dtype)
+    add = ((mask >> 1) + ((low >> drop) & one)) & -(rounding == NEAREST_EVEN).astype(dtype)
     add |= (word >> (np.iinfo(dtype).bits - 1)) & -(rounding == FLOOR).astype(dtype)
     if bits is not None:
         add |= _random(bits, drop, dtype) & -(rounding == STOCHASTIC).astype(dtype)
-    kept = ((significand + (add & mask)) >> drop) << drop
-    force = (rounding == FORCE_ODD) & (drop <= digits) & (significand > 0)
-    kept |= force.astype(dtype) << drop
+    force = (rounding == FORCE_ODD) & (magnitude > 0)
+    kept = ((low + (add & mask)) >> drop) | force.astype(dtype)
 
-    rounded = jnp.where(kept == 0, dtype(0), magnitude - significand + kept)
+    lowest = emin - p + 1 + exponent_bias
+    quantum = jnp.where(
+        lowest > 0,
+        jnp.maximum(lowest, one) << (digits - 1),
+        one << jnp.clip(lowest + (digits - 2), 0, digits),
+    )
+    near = (magnitude - significand) + (kept << jnp.minimum(drop, dtype(digits)))
+    rounded = jnp.where(drop > digits, quantum, near)
+    rounded = jnp.where((kept == 0) | (magnitude == 0), dtype(0), rounded)
     tiny = (subnormals == 0) & (rounded < ((emin + exponent_bias) << (digits - 1)))
     rounded = jnp.where(tiny, dtype(0), rounded)
     directed = (rounding != NEAREST_EVEN) & (rounding != STOCHASTIC)
@@ -130,8 +155,8 @@ _round = jax.custom_jvp(_round_bits)
 def _random(bits: jax.Array, drop: jax.Array, dtype: Any) -> jax.Array:
     if dtype == jnp.int32:
         return jax.lax.bitcast_convert_type(bits, jnp.int32)
-    top = jnp.maximum(drop - 32, 0)  # 32 random bits fill the top of the dropped ones
-    return (bits.astype(jnp.int64) >> jnp.maximum(32 - drop, 0)) << top
+    # 32 random bits fill the top of the dropped ones.
+    return (bits.astype(jnp.int64) >> jnp.maximum(32 - drop, 0)) << jnp.maximum(drop - 32, 0)
 
 
 @_round.defjvp
