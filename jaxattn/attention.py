@@ -60,17 +60,20 @@ def dot_product_attention(
         raise TypeError(f"recipe must be a Recipe or a kernel's name, got {type(recipe).__name__}")
     batched = np.ndim(query) == 4
     shape = _check(query, key, value, bias, mask, sinks, recipe)
-    with storage(recipe.storage):
+    masks = Masks(
+        _fit_mask(mask, shape),
+        _lengths("query_seq_lengths", query_seq_lengths, shape[0]),
+        _lengths("key_value_seq_lengths", key_value_seq_lengths, shape[0]),
+    )
+    window = _window(local_window_size)
+    if scale is None:
+        scale = 1 / math.sqrt(shape[4])
+
+    def attend(query: Any, key: Any, value: Any, bias: Any, sinks: Any, masks: Masks) -> Any:
         arrays = [_four(x) for x in (query, key, value)]
-        formats = [format_of(x.dtype) for x in arrays]
-        lanes, f = weave([recipe], *formats)
+        lanes, f = weave([recipe], *(format_of(x.dtype) for x in arrays))
         # Formats as constants could be folded away, and a rounding with them (see lanes._ALWAYS).
         f = jax.lax.optimization_barrier(traced(f, recipe.storage))
-        masks = Masks(
-            _fit_mask(mask, shape),
-            _lengths("query_seq_lengths", query_seq_lengths, shape[0]),
-            _lengths("key_value_seq_lengths", key_value_seq_lengths, shape[0]),
-        )
         out, lse = _attend(
             lanes,
             f,
@@ -78,12 +81,14 @@ def dot_product_attention(
             _fit_bias(bias, shape),
             masks,
             None if sinks is None else jnp.asarray(sinks),
-            _number("scale", 1 / math.sqrt(shape[4]) if scale is None else scale, recipe.storage),
+            _number("scale", scale, recipe.storage),
             None if softcap is None else _number("softcap", softcap, recipe.storage),
             causal=bool(is_causal),
-            window=_window(local_window_size),
+            window=window,
         )
-        out, lse = out.astype(arrays[0].dtype), lse.astype(jnp.float32)
+        return out.astype(arrays[0].dtype), lse.astype(jnp.float32)
+
+    out, lse = _stored(attend, recipe.storage)(query, key, value, bias, sinks, masks)
     if not batched:
         out, lse = out[0], lse[0]
     return (out, lse) if return_residual else out
@@ -100,6 +105,28 @@ class Masks(NamedTuple):
 def storage(name: str) -> contextlib.AbstractContextManager[Any]:
     """The scope in which values of this storage exist; no global setting changes."""
     return jax.enable_x64(True) if name == "float64" else contextlib.nullcontext()
+
+
+def _stored(function: Any, name: str) -> Any:
+    """function of arrays in the scope of this storage, its transpose too."""
+    if name == "float32":
+        return function
+
+    @jax.custom_vjp
+    def wrapped(*arguments: Any) -> Any:
+        with storage(name):
+            return function(*arguments)
+
+    def forward(*arguments: Any) -> Any:
+        with storage(name):
+            return jax.vjp(function, *arguments)
+
+    def backward(pull: Any, cotangent: Any) -> Any:
+        with storage(name):
+            return pull(cotangent)
+
+    wrapped.defvjp(forward, backward)
+    return wrapped
 
 
 def traced(f: Any, name: str) -> Any:

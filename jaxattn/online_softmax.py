@@ -100,8 +100,11 @@ def init(lanes: Lanes, f: Traced, rows: int, value_dim: int, sinks: jax.Array | 
     m = jnp.broadcast_to(jnp.asarray(f["m"]["initial_max"], dtype)[:, None], shape)
     l = jnp.zeros((lanes.count("l"), rows), dtype)
     if sinks is not None and lanes.structure.sinks == "seed":
-        seed = sinks.astype(dtype) * (jnp.asarray(LOG2E, dtype) if _folded(lanes) else 1)
-        m, l = rounder(lanes, f)("m", "running_max", jnp.broadcast_to(seed, shape)), l + 1
+        seed = sinks.astype(dtype)[None]
+        # 1, with the derivative of exp(sink - m): m itself is held constant in every derivative.
+        l = l + (1 + (seed - jax.lax.stop_gradient(seed)))
+        seed = seed * (jnp.asarray(LOG2E, dtype) if _folded(lanes) else 1)
+        m = rounder(lanes, f)("m", "running_max", jnp.broadcast_to(seed, shape))
     o = jnp.zeros((lanes.count("o"), rows, value_dim), dtype)
     return Carry(m, l, o, jnp.zeros_like(l))
 
@@ -348,7 +351,7 @@ def finish(
     if sinks is not None and lanes.structure.sinks == "end":
         # In storage precision: the kernels that know sinks so have left 16 bits by then.
         sink = sinks.astype(m.dtype)[None]
-        top = jnp.maximum(m * nats, sink)
+        top = jax.lax.stop_gradient(jnp.maximum(m * nats, sink))
         a = jnp.exp(m * nats - top)
         m, l, o = top / nats, l * a + jnp.exp(sink - top), o * a[..., None]
     empty = l == 0
