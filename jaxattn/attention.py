@@ -72,7 +72,7 @@ def dot_product_attention(
     def attend(query: Any, key: Any, value: Any, bias: Any, sinks: Any, masks: Masks) -> Any:
         arrays = [_four(x) for x in (query, key, value)]
         lanes, f = weave([recipe], *(format_of(x.dtype) for x in arrays))
-        # Formats as constants could be folded away, and a rounding with them (see lanes._ALWAYS).
+        # Formats as constants could be folded away, and a rounding with them (see lanes._PRODUCTS).
         f = jax.lax.optimization_barrier(traced(f, recipe.storage))
         out, lse = _attend(
             lanes,

@@ -172,7 +172,7 @@ def holds(wide: Format, narrow: Format) -> bool:
     return (
         wide.subnormals >= narrow.subnormals
         and wide.rounding != FORCE_ODD
-        and (wide.reserved == 0 or wide == narrow)
+        and (wide == narrow or (wide.reserved == 0 and wide.overflow == TO_INFINITY))
         and wide.precision >= narrow.precision
         and wide.emax >= narrow.emax
         and wide.emin - wide.precision <= narrow.emin - narrow.precision

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from jaxattn.exponentials import EXPONENTIALS
-from jaxattn.formats import FLOAT32, FLOAT64, STOCHASTIC, Format, holds
+from jaxattn.formats import FLOAT16, FLOAT32, FLOAT64, STOCHASTIC, Format, holds
 from jaxattn.recipe import NUMBERS, SITES, Recipe
 
 # quantity -> (what of the recipe it reads itself, the quantities it reads)
@@ -40,9 +40,9 @@ QUANTITIES: dict[str, tuple[tuple[str, ...], str]] = {
     "y": (("inverse", "result", "empty_inverse"), "mlo"),
 }
 
-# Products that an addition follows always round by traced formats, so that no compiler can contract
+# Products that an addition follows always pass through rounding.py, so that no compiler can contract
 # the two into one FMA in one company of recipes and not in another.
-_ALWAYS = {"scores", "exponent", "rescaled_sum", "rescaled_output"}
+_PRODUCTS = {"scores", "exponent", "rescaled_sum", "rescaled_output"}
 
 class Structure(NamedTuple):
     """What recipes must share to run together: everything that is neither format nor number."""
@@ -78,12 +78,16 @@ class Lanes:
     parents: (child, parent) -> the parent's lane that each lane of the child reads
     recipes: the lane of y that each recipe reads
     active:  sites where some lane rounds; the others are left out of the computation
+    halves:  sites where all lanes are float16, which the host converts to itself
+    whole:   sites of products before a sum where no lane rounds
     """
 
     structure: Structure
     parents: tuple[tuple[str, tuple[int, ...]], ...]
     recipes: tuple[int, ...]
     active: frozenset[str]
+    halves: frozenset[str]
+    whole: frozenset[str]
     stochastic: frozenset[str]
     sums_probs: bool
 
@@ -142,7 +146,14 @@ def weave(
             structure=structure,
             parents=tuple(parents.items()),
             recipes=tuple(lane["y"]),
-            active=frozenset(active | _ALWAYS),
+            active=frozenset(active),
+            halves=frozenset(
+                site
+                for site in active
+                if structure.storage == "float32"
+                and all(getattr(recipe, site) == FLOAT16 for recipe in recipes)
+            ),
+            whole=frozenset(_PRODUCTS - active),
             stochastic=frozenset(
                 site for site in SITES for recipe in recipes
                 if getattr(recipe, site).rounding == STOCHASTIC

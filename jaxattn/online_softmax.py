@@ -15,7 +15,7 @@ from jaxattn.exponentials import EXPONENTIALS, TANHS
 from jaxattn.formats import Format
 from jaxattn.lanes import Lanes
 from jaxattn.recipe import SITES
-from jaxattn.rounding import round_to
+from jaxattn.rounding import round_to, round_to_half, unrounded
 
 LOG2E = math.log2(math.e)
 _SITE_NUMBER = {site: number for number, site in enumerate(SITES)}
@@ -23,8 +23,8 @@ Traced = dict[str, dict[str, Any]]
 
 
 class Carry(NamedTuple):
-    """m [lanes, R], l [lanes, R], o [lanes, R, D]; lost [lanes of l, R]: weight that updates of l
-    received and that changed nothing, on l's scale."""
+    """m [lanes, R], l [lanes, R], o [lanes, R, D]; lost [lanes of l, R]: the weight that updates of l
+    received and that changed nothing, each in units of l at that time."""
 
     m: jax.Array
     l: jax.Array
@@ -52,13 +52,18 @@ def rounder(lanes: Lanes, f: Traced, key: jax.Array | None = None) -> Any:
     """round(quantity, site, x): x [lanes of quantity, ...] rounded at the site, if any lane does."""
 
     def round(quantity: str, site: str, x: jax.Array) -> jax.Array:
-        if site not in lanes.active:
+        if site not in lanes.active and site not in lanes.whole:
             return x
+        format = f[quantity][site]
+        if site in lanes.whole:
+            return unrounded(x, format.precision)
+        if site in lanes.halves:
+            return round_to_half(x, format.precision)
         bits = None
         if site in lanes.stochastic:
             # One draw for all lanes: they are compared on common random numbers.
             bits = jax.random.bits(jax.random.fold_in(key, _SITE_NUMBER[site]), (1, *x.shape[1:]))
-        return round_to(x, f[quantity][site], bits)
+        return round_to(x, format, bits)
 
     return round
 
@@ -102,7 +107,8 @@ def init(lanes: Lanes, f: Traced, rows: int, value_dim: int, sinks: jax.Array | 
     if sinks is not None and lanes.structure.sinks == "seed":
         seed = sinks.astype(dtype)[None]
         # 1, with the derivative of exp(sink - m): m itself is held constant in every derivative.
-        l = l + (1 + (seed - jax.lax.stop_gradient(seed)))
+        seed_only = jnp.where(jnp.isfinite(seed), seed, jnp.zeros_like(seed))
+        l = l + (1 + (seed_only - jax.lax.stop_gradient(seed_only)))
         seed = seed * (jnp.asarray(LOG2E, dtype) if _folded(lanes) else 1)
         m = rounder(lanes, f)("m", "running_max", jnp.broadcast_to(seed, shape))
     o = jnp.zeros((lanes.count("o"), rows, value_dim), dtype)
@@ -246,19 +252,21 @@ def _running_sum(
     random: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array]:
     """l and lost after the tile's blocks: a, r [lanes, R, n]; a dead block leaves both alone."""
+    a, r = lanes.take("l", "a", a), lanes.take("l", "r", r)
 
-    def add(sums: tuple[jax.Array, jax.Array], block: Any) -> tuple[Any, None]:
-        l, lost = sums
+    def add(l: jax.Array, block: Any) -> tuple[jax.Array, jax.Array]:
         a, r, live, random = block
         round = rounder(lanes, f, random)
         scaled = round("l", "rescaled_sum", a * l)
-        total = round("l", "running_sum", scaled + r)
-        unmoved = jnp.where((total == scaled) & (r > 0), r, jnp.zeros_like(r))
-        return (jnp.where(live, total, l), jnp.where(live, a * lost + unmoved, lost)), None
+        return (jnp.where(live, round("l", "running_sum", scaled + r), l),) * 2
 
-    a, r = lanes.take("l", "a", a), lanes.take("l", "r", r)
     blocks = (_blocks_first(a), _blocks_first(r), live, _keys(random, len(live)))
-    return jax.lax.scan(add, (carry.l, carry.lost), blocks)[0]
+    l, history = jax.lax.scan(add, carry.l, blocks)
+    after = jax.lax.stop_gradient(jnp.moveaxis(history, 0, -1))
+    before = jnp.concatenate([carry.l[..., None], after[..., :-1]], axis=-1)
+    unmoved = (after == rounder(lanes, f, random)("l", "rescaled_sum", a * before)) & (r > 0)
+    share = jnp.where(unmoved & live[None, None], r / jnp.maximum(after, r), jnp.zeros_like(r))
+    return l, carry.lost + jax.lax.stop_gradient(jnp.sum(share, axis=-1))
 
 
 def _output(
@@ -305,7 +313,7 @@ def _output(
         return jnp.where(live, round("o", "output", start + pv), o), None
 
     scanned = (b, parts, first, live, _keys(random, len(live)))
-    return jax.lax.scan(add, o, scanned, unroll=8 if every == 1 else 1)[0]
+    return jax.lax.scan(add, o, scanned)[0]
 
 
 def _products(lanes: Lanes, f: Traced, p: jax.Array, v: jax.Array) -> jax.Array:
@@ -336,14 +344,14 @@ def merge(lanes: Lanes, one: Carry, other: Carry) -> Carry:
         return lead(a), lead(b)
 
     (la, lb), (oa, ob) = factors("l"), factors("o")
-    l, lost = one.l * la + other.l * lb, one.lost * la + other.lost * lb
-    return Carry(m, l, one.o * oa[..., None] + other.o * ob[..., None], lost)
+    o = one.o * oa[..., None] + other.o * ob[..., None]
+    return Carry(m, one.l * la + other.l * lb, o, jnp.maximum(one.lost, other.lost))
 
 
 def finish(
     lanes: Lanes, f: Traced, carry: Carry, sinks: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(result [lanes of y, R, D], log-sum-exp [lanes of y, R] in nats, lost share of l likewise)."""
+    """(result [lanes of y, R, D], log-sum-exp [lanes of y, R] in nats, the carry's lost likewise)."""
     round, take = rounder(lanes, f, None), lanes.take
     m, l, o = take("y", "m", carry.m), take("y", "l", carry.l), take("y", "o", carry.o)
     lost = take("y", "l", carry.lost)
@@ -362,4 +370,4 @@ def finish(
     scaled = jnp.where(empty[..., None], o * y, o / safe[..., None]) if divide else o * y
     result = round("y", "result", scaled)
     lse = jnp.where(empty, -jnp.inf, jax.lax.stop_gradient(m) * nats + jnp.log(safe))
-    return result, lse, lost / jnp.where(empty, jnp.ones_like(l), l + lost)
+    return result, lse, lost

@@ -88,9 +88,8 @@ def run(
     of l likewise).
     """
     structure = job.recipes[0]
+    lanes, f = _woven(tuple(job.recipes), tuple(formats))
     with storage(structure.storage):
-        lanes, f = weave(job.recipes, *formats)
-        f = traced(f, structure.storage)
         query = jnp.asarray(rows, structure.storage)
         queries, fresh = _begin(lanes, f, query, jnp.asarray(scale, structure.storage), value_dim)
     segment = functools.partial(_segment, lanes, f, queries, job.tile, reader, fresh)
@@ -114,6 +113,13 @@ def run(
                     parts.append(carry)
                 yield at, None, None
         yield n, n, conclude(parts)
+
+
+@functools.lru_cache(maxsize=64)  # the layouts of a rule share their lanes
+def _woven(recipes: tuple[Recipe, ...], formats: tuple[Format, ...]) -> tuple[Lanes, Any]:
+    lanes, f = weave(recipes, *formats)
+    with storage(recipes[0].storage):
+        return lanes, traced(f, recipes[0].storage)
 
 
 def _segment(
