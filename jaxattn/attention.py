@@ -126,7 +126,12 @@ def _stored(function: Any, name: str) -> Any:
             return pull(cotangent)
 
     wrapped.defvjp(forward, backward)
-    return wrapped
+
+    def scoped(*arguments: Any) -> Any:
+        with storage(name):
+            return wrapped(*arguments)
+
+    return scoped
 
 
 def traced(f: Any, name: str) -> Any:
@@ -271,7 +276,7 @@ def _check(
     query: Any, key: Any, value: Any, bias: Any, mask: Any, sinks: Any, recipe: Recipe
 ) -> tuple[int, int, int, int, int]:
     """(B, N, T, S, H) of arrays that fit together."""
-    for name, x in (("query", query), ("key", key), ("value", value), ("bias", bias)):
+    for name, x in (("query", query), ("key", key), ("value", value), ("bias", bias), ("sinks", sinks)):
         if x is not None and not jnp.issubdtype(jnp.asarray(x).dtype, jnp.floating):
             raise TypeError(
                 f"{name} must be floating point, got {jnp.asarray(x).dtype}; convert it first"
@@ -324,10 +329,13 @@ def _fit_mask(mask: Any, shape: tuple[int, ...]) -> jax.Array | None:
 def _window(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
     if size is None:
         return None
-    left, right = (size, size) if isinstance(size, int) else size
-    if left < 0 or right < 0:
-        raise ValueError(f"local_window_size must be at least 0 on both sides, got {size}")
-    return int(left), int(right)
+    sides = size if isinstance(size, tuple) else (size, size)
+    if len(sides) != 2 or any(not isinstance(side, int) or side < 0 for side in sides):
+        raise ValueError(
+            "local_window_size must be a whole number of keys, at least 0, or two of them "
+            f"(left, right), got {size}"
+        )
+    return sides
 
 
 def _lengths(name: str, lengths: Any, batch: int) -> jax.Array | None:

@@ -107,13 +107,11 @@ def error_curves(
         output, lse, lost = (_spread(x, query.shape, 1, x.ndim - 3) for x in outcome)
         ideal, ideal_lse = (_spread(x, query.shape, 0, x.ndim - 2) for x in exact(context))
         at = lengths.index(context)
-        for lane, member in enumerate(members):
-            errors = measures.measure(metrics, output[lane], lse[lane], ideal, ideal_lse)
-            for name in metrics:
-                result.metrics[name][member, at] = errors[name]
-            finite = np.isfinite(output[lane]).all(-1) & (lse[lane] < np.inf)
-            result.overflow[member, at] = ~finite
-            result.stagnated[member, at] = lost[lane] > STAGNATED
+        errors = measures.measure(metrics, output, lse, ideal, ideal_lse)
+        for name in metrics:
+            result.metrics[name][members, at] = errors[name]
+        result.overflow[members, at] = ~(np.isfinite(output).all(-1) & (lse < np.inf))
+        result.stagnated[members, at] = lost > STAGNATED
 
     jobs = _jobs(chosen, lengths, rows.shape[-1], stream.value_dim, tile_keys, result.kv_block)
     dtypes = (query.dtype, *(x.dtype for x in reader.read(0, 1)))

@@ -134,7 +134,7 @@ def step(
     random: a PRNG key, where a site rounds stochastically.
     """
     round, take, structure = rounder(lanes, f, random), lanes.take, lanes.structure
-    s = _scores(lanes, f, queries, key, bias, mask)
+    s = _scores(lanes, f, round, queries, key, bias, mask)
 
     peak = jnp.max(s, axis=-1, where=valid, initial=-jnp.inf)
     peak = take("m", "s", peak) + _number(f, "m", "max_offset", peak)
@@ -165,13 +165,14 @@ def step(
 def _scores(
     lanes: Lanes,
     f: Traced,
+    round: Any,
     queries: Queries,
     key: jax.Array,
     bias: jax.Array | None,
     mask: jax.Array | None,
 ) -> jax.Array:
     """Scaled, capped, biased and masked scores [lanes, R, n, w]."""
-    round, take, structure = rounder(lanes, f), lanes.take, lanes.structure
+    take, structure = lanes.take, lanes.structure
     q, k = take("d", "q", queries.q), take("d", "k", round("k", "key", key[None]))
     if "qk_accum" in lanes.active:
         accum = Format(*(jnp.asarray(field) for field in f["d"]["qk_accum"]))
@@ -360,8 +361,8 @@ def finish(
         # In storage precision: the kernels that know sinks so have left 16 bits by then.
         sink = sinks.astype(m.dtype)[None]
         top = jax.lax.stop_gradient(jnp.maximum(m * nats, sink))
-        a = jnp.exp(m * nats - top)
-        m, l, o = top / nats, l * a + jnp.exp(sink - top), o * a[..., None]
+        a, one = jnp.exp(m * nats - _finite(top)), jnp.exp(sink - _finite(top))
+        m, l, o = top / nats, l * a + one, o * a[..., None]
     empty = l == 0
     safe = jnp.where(empty, jnp.ones_like(l), l)
     inverse = jnp.where(empty, _number(f, "y", "empty_inverse", l), 1 / safe)

@@ -250,10 +250,11 @@ def _check_consistent(recipe: Recipe) -> None:
         raise ValueError("split_kv goes with kv_order='forward' only")
     if recipe.split_kv > 1 and recipe.sinks == "seed":
         raise ValueError("split_kv goes with sinks='end' or 'none': a seed would count per chunk")
-    fixed = ("query", "key", "value", "scale", "log2e", "cap", "qk_accum", "pv_accum")
-    for site in fixed:
+    fixed = {"query", "key", "value", "scale", "log2e", "cap", "qk_accum", "pv_accum"}
+    fixed |= {"inverse", "result"} | ({"running_max"} if recipe.sinks == "seed" else set())
+    for site in sorted(fixed):
         if getattr(recipe, site).rounding == STOCHASTIC:
-            raise ValueError(f"site {site!r} cannot round stochastically")
+            raise ValueError(f"site {site!r} cannot round stochastically: choose another rounding")
 
 
 def parse_settings(settings: list[str]) -> dict[str, Any]:

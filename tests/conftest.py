@@ -22,7 +22,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
     jax keys them by program, compiler options, XLA_FLAGS and version.
     """
-    if config.cache is None or "JAX_COMPILATION_CACHE_DIR" in os.environ:
+    if getattr(config, "cache", None) is None or "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
     jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("jax")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
