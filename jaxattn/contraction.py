@@ -1,4 +1,4 @@
-"""The two matrix products of attention, with the accumulator that a kernel gives them."""
+"""The sums of attention: the row sum, and the two matrix products in a kernel's accumulators."""
 
 import jax
 import jax.numpy as jnp
@@ -7,6 +7,18 @@ from jaxattn.formats import Format
 from jaxattn.rounding import round_to
 
 HIGHEST = jax.lax.Precision.HIGHEST
+
+
+def total(x: jax.Array) -> jax.Array:
+    """The sum over the last axis by halves, [..., w] -> [...].
+
+    Only elementwise additions: a reduction's order may change with the shape and company of x.
+    """
+    while (width := x.shape[-1]) > 1:
+        half = -(-width // 2)
+        rest = jnp.pad(x[..., half:], [(0, 0)] * (x.ndim - 1) + [(0, 2 * half - width)])
+        x = x[..., :half] + rest
+    return x[..., 0]
 
 
 def scores(q: jax.Array, k: jax.Array) -> jax.Array:

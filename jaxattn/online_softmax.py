@@ -147,7 +147,7 @@ def step(
     e = jnp.where(valid, e, jnp.zeros_like(e))
     p = round("p", "probs", take("p", "e", e))
     summand = take("r", "p", p) if lanes.sums_probs else round("r", "summand", take("r", "e", e))
-    r = round("r", "row_sum", jnp.sum(summand, axis=-1))
+    r = round("r", "row_sum", contraction.total(summand))
 
     drop = take("a", "m", m_prev) - _finite(take("a", "m", m))
     a = _exp(lanes, f, round, "a", drop)
@@ -267,7 +267,7 @@ def _running_sum(
     before = jnp.concatenate([carry.l[..., None], after[..., :-1]], axis=-1)
     unmoved = (after == rounder(lanes, f, random)("l", "rescaled_sum", a * before)) & (r > 0)
     share = jnp.where(unmoved & live[None, None], r / jnp.maximum(after, r), jnp.zeros_like(r))
-    return l, carry.lost + jax.lax.stop_gradient(jnp.sum(share, axis=-1))
+    return l, carry.lost + jax.lax.stop_gradient(contraction.total(share))
 
 
 def _output(

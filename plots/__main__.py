@@ -1,0 +1,40 @@
+"""`python -m plots DIR`: figures of the rows in DIR, as DIR/_figures/*.png and *.svg.
+
+Exit codes: 0 when the figures are drawn, 2 for bad input (one line), 1 if they cannot be written.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m plots", description=__doc__.split("\n")[0])
+    parser.add_argument("directory", metavar="DIR", type=Path, help="what `sweeps run` wrote")
+    root = parser.parse_args().directory
+    try:
+        draw(root)
+    except (ValueError, OSError) as error:
+        print(f"plots: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, ValueError) else 1)
+
+
+def draw(root: Path) -> None:
+    """Read the rows of `root`, draw every figure they allow, print the files' names."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    from plots.figures import STYLE, figures_of, save
+    from plots.rows import read
+
+    rows, manifest = read(root)
+    with plt.style.context(STYLE):
+        for name, figure in figures_of(rows, manifest["recipes"], manifest["kinds"]):
+            for path in save(figure, root / "_figures", name):
+                print(path, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""Stored rows, and the medians, bands and crossings that the figures draw."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+TOLERANCE = 5e-4  # NMSE that llama.cpp's test-backend-ops allows FLASH_ATTN_EXT
+RULE = "rule"  # the block setting "as the recipe has it"
+CURVE = ["panel", "recipe", "block"]
+COLUMNS = ["recipe", "inputs", "seed", "block", "kv_block", "context", "head", "nmse"]
+COLUMNS += ["overflow", "stagnated"]
+MOST_PANELS = 8
+
+
+def read(root: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Rows and manifest of a directory that `python -m sweeps run` wrote; ValueError if none."""
+    try:
+        manifest = json.loads((root / "_manifest.json").read_text())
+        keys = [part["key"] for part in manifest["parts"]]
+        kinds = {label: source["kind"] for label, source in manifest["inputs"].items()}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{root}: no directory of sweeps ({error})") from None
+    paths = [root / f"{key}.parquet" for key in keys]
+    paths = [path for path in paths if path.is_file()]
+    if not paths:
+        raise ValueError(f"{root}: no part is finished yet")
+    try:
+        rows = pd.concat([pd.read_parquet(path, columns=COLUMNS) for path in paths])
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{root}: a part cannot be read ({error})") from None
+    return rows, {"recipes": list(manifest["recipes"]), "kinds": kinds}
+
+
+def with_panels(rows: pd.DataFrame, kinds: Mapping[str, str]) -> pd.DataFrame:
+    """Rows with a column `panel`: the input, or each head of a single capture."""
+    labels = list(rows["inputs"].unique())
+    heads = sorted(rows["head"].unique())
+    if len(labels) == 1 and kinds.get(labels[0]) == "capture" and 1 < len(heads) <= MOST_PANELS:
+        return rows.assign(panel="head " + rows["head"].astype(str))
+    return rows.assign(panel=rows["inputs"])
+
+
+def panels_of(rows: pd.DataFrame, kinds: Mapping[str, str]) -> list[str]:
+    """Panel names in the order of the study."""
+    present = set(rows["panel"].unique())
+    ordered = [label for label in kinds if label in present]
+    return ordered + sorted(present - set(ordered), key=lambda name: (len(name), name))
+
+
+def summarise(rows: pd.DataFrame) -> pd.DataFrame:
+    """One line for each panel, recipe, block and context: what the figures draw.
+
+    nmse: the median over seeds, heads and queries; a row that is not finite counts as infinite.
+    low, high: least and greatest median of a seed; with one seed the quartiles over its rows.
+    kv_block: the block's size; overflow: of any row; stagnated: of half of the rows or more.
+    """
+    rows = rows.assign(nmse=rows["nmse"].astype("float64").fillna(np.inf))
+    by = [*CURVE, "context"]
+    groups = rows.groupby(by, observed=True)
+    lines = groups.agg(
+        nmse=("nmse", "median"),
+        kv_block=("kv_block", "max"),
+        overflow=("overflow", "any"),
+        stagnated=("stagnated", "mean"),
+    )
+    lines["stagnated"] = lines["stagnated"] >= 0.5
+    if rows["seed"].nunique() > 1:
+        seeds = rows.groupby([*by, "seed"], observed=True)["nmse"].median().groupby(by)
+        lines["low"], lines["high"] = seeds.min(), seeds.max()
+    else:
+        lines["low"] = groups["nmse"].quantile(0.25, interpolation="lower")
+        lines["high"] = groups["nmse"].quantile(0.75, interpolation="higher")
+    return lines.reset_index()
+
+
+def select(lines: pd.DataFrame, panel: str, recipe: str, block: str) -> pd.DataFrame:
+    """One curve, by context."""
+    wanted = (lines["panel"] == panel) & (lines["recipe"] == recipe) & (lines["block"] == block)
+    return lines[wanted].sort_values("context")
+
+
+def crossings(lines: pd.DataFrame) -> pd.DataFrame:
+    """For each panel, recipe and block the first context above TOLERANCE; NaN if there is none."""
+    above = lines["context"].where(lines["nmse"] > TOLERANCE)
+    keyed = lines.assign(context=above)
+    return keyed.groupby(CURVE, observed=True, as_index=False)["context"].min()
+
+
+def blocks_of(lines: pd.DataFrame, recipe: str | None = None) -> list[str]:
+    """Block settings by size, the recipe's own last."""
+    rows = lines if recipe is None else lines[lines["recipe"] == recipe]
+    return sorted(rows["block"].unique(), key=lambda b: float(b) if b.isdigit() else float("inf"))
+
+
+def featured(lines: pd.DataFrame, recipes: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Up to two recipes that ran at several blocks, and up to one that ran at its own only.
+
+    The kernel before and after llama.cpp #25085 and ggml's CPU decode kernel, where they ran.
+    """
+    several = [name for name in recipes if len(blocks_of(lines, name)) > 1]
+    single = [name for name in recipes if len(blocks_of(lines, name)) == 1]
+    pair: list[str] = [name for name in ("hexagon-hmx-fp16", "hexagon-hmx-fp32") if name in several]
+    oracle: list[str] = [name for name in ("ggml-cpu-decode",) if name in single]
+    return (pair if len(pair) == 2 else several[:2]), (oracle or single[:1])

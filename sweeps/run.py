@@ -1,0 +1,275 @@
+"""Running jobs: one call of `jaxattn.error_curves` each, its rows stored before the next starts."""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import os
+import platform
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, TextIO
+
+import numpy as np
+import pyarrow as pa
+
+from sweeps.plan import TILE_KEYS, Inputs, Job, Part, without
+from sweeps.store import Store
+
+METRICS = ("nmse", "rel_l2", "max_abs", "cosine", "bias_l", "bias_o")
+FLAGS = ("overflow", "stagnated")
+PACKAGES = ("jaxattn", "jax", "jaxlib", "numpy", "pyarrow")
+
+
+def environment() -> dict[str, Any]:
+    """What is recorded beside the rows and warned about, but is in no key."""
+    import jax
+
+    device = jax.devices()[0]
+    return {
+        "versions": {"python": platform.python_version(), **_versions()},
+        "device": f"{device.platform}: {device.device_kind}",
+        "machine": platform.machine(),
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+    }
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return versions
+
+
+def provenance(environment: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of `environment` that each part keeps."""
+    return {
+        "jax": environment["versions"]["jax"],
+        "device": environment["device"],
+        "xla_flags": environment["xla_flags"],
+    }
+
+
+def differences(finished: Iterable[Mapping[str, Any]], now: Mapping[str, Any]) -> list[str]:
+    """One line for each other jax, device or flags that finished parts were computed with."""
+    others: dict[str, int] = {}
+    for part in finished:
+        changes = [f"{name} {part.get(name)!r}" for name in now if part.get(name) != now[name]]
+        if changes:
+            others[", ".join(changes)] = others.get(", ".join(changes), 0) + 1
+    return [f"{count} finished parts were computed with {what}" for what, count in others.items()]
+
+
+def use_compilation_cache() -> None:
+    """Keep compiled programs under the user's cache directory, one folder per kind of CPU.
+
+    Changes jax's configuration for the whole process: for a command line only. Does nothing where
+    the user has set a cache already, or where the folder cannot be made.
+    """
+    import jax
+
+    if jax.config.jax_compilation_cache_dir is not None:  # type: ignore[attr-defined]
+        return
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    path = os.path.join(base, "jaxattn", f"xla-{_cpu()}")
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError:
+        return
+    if os.access(path, os.W_OK):
+        jax.config.update("jax_compilation_cache_dir", path)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def _cpu() -> str:
+    """A short hash of the CPU's features: programs compiled for one may not run on another."""
+    try:
+        with open("/proc/cpuinfo") as lines:
+            flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    except OSError:
+        flags = platform.processor()
+    return hashlib.sha256(f"{platform.machine()} {flags}".encode()).hexdigest()[:12]
+
+
+def rows_of(part: Part, curves: Any, index: int) -> pa.Table:
+    """One part's rows: context x batch x query x head, metrics float32, flags bool."""
+    shape = np.shape(curves.overflow)[1:]
+    count = int(np.prod(shape))
+    context, batch, query, head = np.indices(shape, dtype=np.int32).reshape(4, count)
+    words = {
+        "study": part.study,
+        "recipe": part.name,
+        "inputs": part.inputs.label,
+        "seed": pa.scalar(part.inputs.seed, pa.int32()),
+        "block": part.block,
+    }
+    columns: dict[str, Any] = {name: pa.repeat(pa.scalar(v), count) for name, v in words.items()}
+    columns["kv_block"] = np.asarray(curves.kv_block[index], np.int32)[context]
+    columns["context"] = np.asarray(curves.contexts, np.int32)[context]
+    columns |= {"batch": batch, "head": head, "query": query}
+    for name in METRICS:
+        columns[name] = np.asarray(curves.metrics[name][index], np.float32).reshape(count)
+    for name in FLAGS:
+        columns[name] = np.asarray(getattr(curves, name)[index], bool).reshape(count)
+    return pa.table(columns)
+
+
+class Interrupts:
+    """Ctrl-C that is not lost: jax's garbage-collection callback may swallow the exception.
+
+    The signal raises KeyboardInterrupt where it arrives, and again at the next `check`.
+    """
+
+    def __init__(self) -> None:
+        self.pending = False
+
+    def __enter__(self) -> "Interrupts":
+        self.handler, self.hook = signal.getsignal(signal.SIGINT), sys.unraisablehook
+        signal.signal(signal.SIGINT, self._interrupt)
+        sys.unraisablehook = self._ignored
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        signal.signal(signal.SIGINT, self.handler)
+        sys.unraisablehook = self.hook
+
+    def check(self) -> None:
+        if self.pending:
+            raise KeyboardInterrupt
+
+    def _interrupt(self, number: int, frame: object) -> None:
+        self.pending = True
+        raise KeyboardInterrupt
+
+    def _ignored(self, what: Any) -> None:
+        if not issubclass(what.exc_type, KeyboardInterrupt):
+            self.hook(what)
+
+
+def run_jobs(
+    jobs: Sequence[Job],
+    store: Store,
+    finished: Iterable[str],
+    origin: Mapping[str, Any],
+    progress: "Progress",
+) -> int:
+    """Compute and store every part that is not finished; the number of parts stored."""
+    import jaxattn
+
+    todo = [job for job in (without(job, finished) for job in jobs) if job.parts]
+    progress.plan([len(job.parts) * job.contexts[-1] for job in todo])
+    with Interrupts() as interrupts:
+
+        def report(done: int, total: int) -> None:
+            interrupts.check()
+            progress.keys(done, total)
+
+        for job in todo:
+            interrupts.check()
+            progress.start(title(job))
+            curves = jaxattn.error_curves(
+                *job.inputs.arrays,
+                [part.recipe for part in job.parts],
+                contexts=list(job.contexts),
+                metrics=METRICS,
+                progress=report,
+                tile_keys=TILE_KEYS,
+            )
+            for index, part in enumerate(job.parts):
+                store.write(part.key, rows_of(part, curves, index), origin)
+            progress.finish()
+    return sum(len(job.parts) for job in todo)
+
+
+def title(job: Job) -> str:
+    seed = f", seed {job.inputs.seed}" if job.inputs.kind == "regime" else ""
+    return f"{job.inputs.label}{seed}: {len(job.parts)} curves"
+
+
+def describe_inputs(inputs: Iterable[Inputs]) -> dict[str, Any]:
+    """The manifest's account of the inputs, by label; seeds stand apart."""
+    return {
+        source.label: {
+            "kind": source.kind,
+            **{name: value for name, value in source.identity.items() if name != "seed"},
+        }
+        for source in inputs
+    }
+
+
+def describe_rules(recipes: Iterable[Any]) -> dict[str, Any]:
+    """The configuration behind every named rule of KV block size that the recipes use."""
+    from jaxattn.block_rules import DEFAULT
+
+    names = sorted({recipe.kv_block for recipe in recipes if isinstance(recipe.kv_block, str)})
+    return {name: dataclasses.asdict(DEFAULT) for name in names}
+
+
+class Progress:
+    """Progress of a run on one stream: a bar on a terminal, else one line for each job."""
+
+    def __init__(
+        self, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.stream, self.clock = stream or sys.stderr, clock
+        self.weights: list[int] = []
+        self.job, self.label, self.started = 0, "", 0.0
+        self.bar: Any = None
+
+    def __enter__(self) -> "Progress":
+        if self.stream.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+            from rich.progress import TimeRemainingColumn as Remaining
+
+            self.bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.percentage:3.0f} %"),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                Remaining(),
+                console=Console(file=self.stream),
+                transient=True,
+            )
+            self.bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def plan(self, weights: Sequence[int]) -> None:
+        self.weights = list(weights)
+        if self.bar is not None:
+            self.bar.add_task("starting", total=max(1, sum(weights)))
+
+    def start(self, label: str) -> None:
+        self.label, self.started = label, self.clock()
+        if self.bar is not None:
+            self.bar.update(self.bar.task_ids[0], description=label)
+
+    def keys(self, done: int, total: int) -> None:
+        """To be called by error_curves after each chunk of keys."""
+        if self.bar is not None:
+            before = sum(self.weights[: self.job])
+            within = self.weights[self.job] * done / max(1, total)
+            self.bar.update(self.bar.task_ids[0], completed=before + within)
+
+    def finish(self) -> None:
+        self.keys(1, 1)
+        self.job += 1
+        if self.bar is None:
+            seconds = self.clock() - self.started
+            line = f"[{self.job}/{len(self.weights)}] {self.label} in {seconds:.1f} s"
+            print(line, file=self.stream, flush=True)

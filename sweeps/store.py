@@ -1,0 +1,218 @@
+"""A directory of rows: Parquet parts, each written whole or not at all and found by its key.
+
+Layout of DIR::
+
+    <sha256>.parquet    one part: the rows of one recipe, input, seed and block size
+    _manifest.json      the present run: recipes in full, versions, seeds, command, its parts
+    _figures/           drawn by `python -m plots DIR`
+    _aside/             parts that this directory's last run did not ask for
+
+Readers of Parquet directories skip names that begin with `_` or `.`, so that
+`pandas.read_parquet(DIR)` gives the rows of the present run and no others. A run moves the parts
+of other settings or of older sources to `_aside` and fetches them back when it needs them again:
+nothing is computed twice, nothing mixes silently. Deleting `_aside` loses nothing but time.
+
+One process writes at a time: the directory itself is locked (flock), and a second process waits,
+then finds the parts finished. A part is written under a temporary name, flushed to disk and
+renamed; a part whose footer or pages cannot be read is deleted and computed again.
+"""
+
+import contextlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.dataset
+import pyarrow.parquet
+
+from sweeps.keys import FORMAT, canonical, plain
+
+MANIFEST, ASIDE, FIGURES, TEMPORARY = "_manifest.json", "_aside", "_figures", "_tmp-"
+PART_NAME = re.compile(r"[0-9a-f]{64}\.parquet")
+METADATA = b"jaxattn"
+
+
+class StoreError(ValueError):
+    """The directory cannot be used as asked; the message says why and what to do."""
+
+
+def read_manifest(root: Path) -> dict[str, Any]:
+    """The manifest of `root`; StoreError if there is none, or none that can be read."""
+    path = root / MANIFEST
+    if not root.is_dir():
+        raise StoreError(f"{root}: no such directory; `python -m sweeps run` writes one")
+    if not path.is_file():
+        raise StoreError(f"{root}: not a directory of sweeps (it has no {MANIFEST})")
+    try:
+        manifest = json.loads(path.read_text())
+    except (ValueError, OSError) as error:
+        raise StoreError(
+            f"{path}: unreadable ({error}); the same `run` again rebuilds it, the parts are kept"
+        ) from None
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise StoreError(f"{path}: not a manifest of {FORMAT!r}")
+    return manifest
+
+
+def read_rows(root: Path) -> tuple[dict[str, Any], pa.Table]:
+    """Manifest and rows of the present run's finished parts, in the order of the manifest."""
+    manifest = read_manifest(root)
+    paths = [root / f"{part['key']}.parquet" for part in manifest["parts"]]
+    finished = [str(path) for path in paths if path.is_file()]
+    if not finished:
+        raise StoreError(f"{root}: no part is finished yet; run the same command again")
+    try:
+        rows = pyarrow.dataset.dataset(finished, format="parquet").to_table()
+    except (pa.ArrowException, OSError) as error:
+        raise StoreError(
+            f"{root}: a part cannot be read ({error}); the same `run` again replaces it"
+        ) from None
+    return manifest, rows
+
+
+def check_directory(root: Path, study: str) -> None:
+    """Raise StoreError unless `root` may be written by `study`. Creates and changes nothing."""
+    if root.is_symlink() and not root.exists():
+        raise StoreError(f"{root}: a link to nothing; remove it or choose another --out")
+    if root.exists() and not root.is_dir():
+        raise StoreError(f"{root}: not a directory; choose another --out")
+    if not root.exists():
+        parent = next(p for p in root.absolute().parents if p.exists() or p.is_symlink())
+        if not parent.is_dir():
+            raise StoreError(f"{root}: {parent} is not a directory; choose another --out")
+        if not os.access(parent, os.W_OK | os.X_OK):
+            raise StoreError(f"{root}: {parent} is not writable; choose another --out")
+        return
+    if not os.access(root, os.R_OK | os.W_OK | os.X_OK):
+        raise StoreError(f"{root}: not writable; choose another --out")
+    strangers = sorted(p.name for p in root.iterdir() if not _ours(p.name))
+    try:
+        owner = read_manifest(root)["study"]
+    except StoreError:
+        if strangers:
+            raise StoreError(
+                f"{root}: not empty and not a directory of sweeps "
+                f"(it holds {strangers[0]!r}); choose another --out"
+            ) from None
+        return
+    if owner != study:
+        raise StoreError(f"{root}: holds the study {owner!r}, not {study!r}; choose another --out")
+    if strangers:
+        raise StoreError(
+            f"{root}: holds {strangers[0]!r}, which is no part of a sweep and would break "
+            f"readers of the directory; move it away"
+        )
+
+
+def _ours(name: str) -> bool:
+    reserved = name in (MANIFEST, ASIDE, FIGURES)
+    return reserved or name.startswith((".", TEMPORARY)) or bool(PART_NAME.fullmatch(name))
+
+
+class Store:
+    """The parts of one directory, for one writing process. Made by `writing`."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def path(self, key: str) -> Path:
+        return self.root / f"{key}.parquet"
+
+    def begin(self, manifest: Mapping[str, Any], keys: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """Make DIR hold the finished ones among `keys` and no others; write the manifest.
+
+        Returns the provenance of every finished part by its key; the rest is to be computed.
+        """
+        aside = self.root / ASIDE
+        for path in self.root.glob(f"{TEMPORARY}*"):
+            path.unlink(missing_ok=True)
+        for path in self.root.glob("*.parquet"):
+            if path.stem not in set(keys):
+                aside.mkdir(exist_ok=True)
+                os.replace(path, aside / path.name)
+        finished = {}
+        for key in keys:
+            if not self.path(key).exists() and (aside / f"{key}.parquet").exists():
+                os.replace(aside / f"{key}.parquet", self.path(key))
+            if self.path(key).exists():
+                provenance = read_provenance(self.path(key))
+                if provenance is None or provenance.get("key") != key:
+                    self.path(key).unlink()
+                else:
+                    finished[key] = provenance
+        text = json.dumps(plain({"format": FORMAT, **manifest}), indent=1, allow_nan=False)
+        self._replace(self.root / MANIFEST, lambda path: path.write_text(text + "\n"))
+        return finished
+
+    def write(self, key: str, rows: pa.Table, provenance: Mapping[str, Any]) -> None:
+        """Write one part, whole or not at all."""
+        metadata = {METADATA: canonical({**provenance, "key": key}).encode()}
+        rows = rows.replace_schema_metadata(metadata)
+        self._replace(
+            self.path(key),
+            lambda path: pa.parquet.write_table(
+                rows, path, compression="zstd", write_page_checksum=True
+            ),
+        )
+
+    def _replace(self, path: Path, write: Callable[[Path], object]) -> None:
+        handle, name = tempfile.mkstemp(prefix=TEMPORARY, dir=self.root)
+        temporary = Path(name)
+        try:
+            os.fchmod(handle, 0o644)
+            write(temporary)
+            os.fsync(handle)
+            os.replace(temporary, path)
+        finally:
+            os.close(handle)
+            temporary.unlink(missing_ok=True)
+
+
+def read_provenance(path: Path) -> dict[str, Any] | None:
+    """What a part says about its making; None if any byte of it that matters cannot be read."""
+    try:
+        rows = pa.parquet.read_table(path, page_checksum_verification=True)
+        return json.loads(rows.schema.metadata[METADATA])
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError):
+        return None
+
+
+@contextlib.contextmanager
+def writing(root: Path, study: str, waiting: Callable[[str], object]) -> Iterator[Store]:
+    """Create `root` if need be, lock it, and give its Store; `waiting` is told of a busy one.
+
+    Raises StoreError for a directory that is foreign, of another study or not writable.
+    """
+    check_directory(root, study)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(prefix=TEMPORARY, dir=root):
+            pass
+    except OSError as error:
+        raise StoreError(f"{root}: not writable ({error.strerror}); choose another --out") from None
+    handle = os.open(root, os.O_RDONLY)
+    try:
+        _lock(handle, lambda: waiting(f"{root}: another process is writing here; waiting for it"))
+        check_directory(root, study)
+        yield Store(root)
+    finally:
+        os.close(handle)  # and with it the lock
+
+
+def _lock(handle: int, busy: Callable[[], object]) -> None:
+    try:
+        import fcntl
+    except ImportError:  # no flock on this system: parts stay whole, two runs may both compute
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        busy()
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    except OSError:  # a file system without locks
+        return

@@ -1,0 +1,119 @@
+"""The rows of a study as text: errors at a few contexts, and where the tolerance is passed."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+TOLERANCE = 5e-4  # NMSE that llama.cpp's test-backend-ops allows FLASH_ATTN_EXT
+CONTEXTS = (4096, 32768, 131072)
+
+
+def medians(rows: pd.DataFrame, group: Sequence[str]) -> pd.DataFrame:
+    """Medians of nmse, bias_l and bias_o over all else than `group` and context.
+
+    A row that is not finite counts as infinitely wrong in nmse, and not at all in the biases.
+    """
+    metrics = rows[["nmse", "bias_l", "bias_o"]].astype("float64")
+    metrics["nmse"] = metrics["nmse"].fillna(np.inf)
+    for bias in ("bias_l", "bias_o"):
+        metrics[bias] = metrics[bias].where(np.isfinite(metrics[bias]))
+    keyed = pd.concat([rows[[*group, "context"]], metrics], axis=1)
+    return keyed.groupby([*group, "context"], sort=False, observed=True).median().sort_index()
+
+
+def crossing(contexts: np.ndarray, nmse: np.ndarray) -> str:
+    """The first context whose median NMSE passes TOLERANCE; '-' if none does.
+
+    A trailing '~' says that a longer context is within the tolerance again.
+    """
+    above = nmse > TOLERANCE
+    if not above.any():
+        return "-"
+    first = int(np.argmax(above))
+    return f"{int(contexts[first]):,}" + ("" if above[first:].all() else "~")
+
+
+def reported(contexts: Sequence[int]) -> list[int]:
+    """Those of CONTEXTS that were computed, and the longest."""
+    return sorted({n for n in contexts if n in CONTEXTS} | {max(contexts)})
+
+
+def table(rows: pd.DataFrame, recipes: Sequence[str], inputs: Sequence[str]) -> str:
+    """One line for each recipe and block, one paragraph for each input."""
+    group = ["inputs", "recipe", "block"]
+    curves = medians(rows, group)
+    sizes = rows.groupby([*group, "context"], observed=True)["kv_block"].max()
+    at = reported(sorted(rows["context"].unique()))
+    width = max(8, *(len(name) + 2 for name in recipes))
+    words = ("NMSE at", "error of l at", "error of o at")
+    above = "".join(f"{word:>{9 * len(at)}}" for word in words)
+    head = f"{'recipe':<{width}}{'KV block':<10}" + "".join(f"{n:>9,}" for n in at) * 3
+    lines = []
+    for source in inputs:
+        lines += ["", f"{source:<{width + 10}}{above}", f"{head}{'passes':>10}"]
+        for recipe, block in _curves(rows, recipes, source):
+            key = (source, recipe, block)
+            curve = curves.loc[key]
+            size = int(sizes.loc[(*key, curve.index[-1])])
+            cells = [_nmse(curve["nmse"].get(n)) for n in at]
+            cells += [_signed(curve[bias].get(n)) for bias in ("bias_l", "bias_o") for n in at]
+            cells.append(crossing(curve.index.to_numpy(), curve["nmse"].to_numpy()))
+            line = f"{recipe:<{width}}{_block(block, size):<10}"
+            lines.append(line + "".join(f"{cell:>9}" for cell in cells[:-1]) + f"{cells[-1]:>10}")
+    lines += [
+        "",
+        "Medians over seeds, heads and queries. Errors of the running sum l and the output o are",
+        "relative and signed. passes: first context with NMSE above 5e-4; ~: within it",
+        "again at a longer one; -: none.",
+    ]
+    return "\n".join(lines[1:])
+
+
+def crossings(rows: pd.DataFrame, recipes: Sequence[str], inputs: Sequence[str]) -> str:
+    """The context at which each curve passes the tolerance: recipe and block x input."""
+    curves = medians(rows, ["inputs", "recipe", "block"])
+    width = max(8, *(len(name) + 2 for name in recipes))
+    wide = max(len(name) for name in inputs) + 2
+    longest = f"{int(rows['context'].max()):,}"
+    lines = [
+        f"First context at which the median NMSE passes 5e-4 (-: not up to {longest})",
+        f"{'recipe':<{width}}{'KV block':<9}" + "".join(f"{name:>{wide}}" for name in inputs),
+    ]
+    for recipe, block in _curves(rows, recipes):
+        cells = []
+        for source in inputs:
+            try:
+                curve = curves.loc[(source, recipe, block)]["nmse"]
+                cells.append(crossing(curve.index.to_numpy(), curve.to_numpy()))
+            except KeyError:
+                cells.append("")
+        lines.append(f"{recipe:<{width}}{block:<9}" + "".join(f"{cell:>{wide}}" for cell in cells))
+    return "\n".join(lines)
+
+
+def _curves(
+    rows: pd.DataFrame, recipes: Sequence[str], source: str | None = None
+) -> list[tuple[str, str]]:
+    """Recipe and block of every curve, recipes in the given order, fixed blocks by size first."""
+    rows = rows if source is None else rows[rows["inputs"] == source]
+    pairs = rows[["recipe", "block"]].drop_duplicates().itertuples(index=False, name=None)
+    return sorted(pairs, key=lambda pair: (recipes.index(pair[0]), _size(pair[1])))
+
+
+def _size(block: str) -> float:
+    return float(block) if block.isdigit() else float("inf")
+
+
+def _block(block: str, size: int) -> str:
+    return block if block.isdigit() else f"{block} {size}"
+
+
+def _nmse(value: float | None) -> str:
+    return "" if value is None else f"{value:.1e}"
+
+
+def _signed(value: float | None) -> str:
+    if value is None:
+        return ""
+    return "nan" if np.isnan(value) else f"{value:+.1e}"

@@ -1,0 +1,209 @@
+"""Lanes: recipes that run together get the bits that each gets alone."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxattn import error_curves, kernels, passes, tiles
+from jaxattn.curves import _Arrays
+from jaxattn.formats import format_of
+from jaxattn.lanes import QUANTITIES, structure_of, weave
+from jaxattn.recipe import Recipe
+
+S, K, H, D = 1200, 2, 32, 16
+CONTEXTS = [100, 640, S]  # inside a block, inside a tile, the end
+SITES = ("scores", "probs", "row_sum", "rescale", "running_sum", "output", "inverse")
+FORMATS = ("float16", "bfloat16", "float32")
+BASES = {
+    "float32": kernels.get("float32"),
+    "hexagon": kernels.get("hexagon-hmx-fp16").replace(kv_block=64),
+    "ggml": kernels.get("ggml-cpu-decode"),
+}
+
+compiled: list[str] = []
+jax.monitoring.register_event_duration_secs_listener(
+    lambda event, seconds, **_: compiled.append(event) if "to_mlir" in event else None
+)
+
+
+def lattice(base):
+    """27 recipes over SITES: any two sites meet in all nine pairs of formats."""
+    for i in range(27):
+        a, b, c = i // 9, i // 3 % 3, i % 3
+        row = (a, b, c, a + b, a + 2 * b, a + c, a + b + c)
+        yield base.replace(**{s: FORMATS[f % 3] for s, f in zip(SITES, row, strict=True)})
+
+
+def outcomes(recipes, queries, contexts=CONTEXTS):
+    """context -> (result, log-sum-exp, lost share of l), each [recipe, K, queries, ...]."""
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((K, queries, H), np.float32)
+    key = rng.standard_normal((1, S, K, H), np.float32).astype(np.float16)
+    value = rng.standard_normal((1, S, K, D), np.float32).astype(np.float16) + np.float16(0.5)
+    tile = tiles.tile_of(recipes[0].kv_block, contexts[-1], H, D)
+    job = passes.Job(list(range(len(recipes))), list(recipes), tile, list(contexts))
+    formats = [format_of(dtype) for dtype in (np.float32, np.float16, np.float16)]
+    steps = passes.run(job, passes.Reader(_Arrays(key, value)), rows, D, H**-0.5, formats)
+    return {context: outcome for _, context, outcome in steps if outcome is not None}
+
+
+def assert_alone_equals_together(recipes, chosen, queries):
+    together = outcomes(recipes, queries)
+    assert sorted(together) == CONTEXTS
+    for i in chosen:
+        alone = outcomes([recipes[i]], queries)
+        for context in CONTEXTS:
+            for one, all_ in zip(alone[context], together[context], strict=True):
+                np.testing.assert_array_equal(one[0], all_[i], err_msg=f"{i} at {context}")
+
+
+@pytest.mark.parametrize(
+    ("base", "queries", "chosen"),
+    [
+        ("float32", 3, (0, 5, 17, 26)),
+        ("float32", 1, (17, 20)),
+        ("float32", 16, (17,)),
+        ("hexagon", 3, (0, 17)),
+        ("ggml", 3, (0, 11)),
+        ("ggml", 1, (11,)),
+    ],
+)
+def test_a_member_equals_its_one_recipe_run(base, queries, chosen):
+    assert_alone_equals_together(list(lattice(BASES[base])), chosen, queries)
+
+
+@pytest.mark.slow
+@pytest.mark.isa
+@pytest.mark.parametrize("queries", [1, 3, 16])
+@pytest.mark.parametrize("base", BASES)
+def test_every_member_equals_its_one_recipe_run(base, queries):
+    assert_alone_equals_together(list(lattice(BASES[base])), range(27), queries)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("base", "sites"),
+    [
+        ("float32", {"query": ("float16", "bfloat16"), "key": ("float16", "float8_e4m3fn")}),
+        ("float32", {"value": ("bfloat16", "float8_e5m2"), "summand": ("float32", "float16")}),
+        ("float32", {"qk_accum": ("fp22", "float32"), "pv_accum": ("fp22", "float32")}),
+        ("hexagon", {"running_max": ("float32", "float16"), "seen_max": ("float16", "bfloat16")}),
+        ("float32", {"running_sum": ("float16:sr", "bfloat16:sr"), "output": ("fp22", "tf32")}),
+    ],
+)
+def test_other_sites(base, sites):
+    (one, firsts), (other, seconds) = sites.items()
+    grid = [BASES[base].replace(**{one: a, other: b}) for a in firsts for b in seconds]
+    assert_alone_equals_together(grid, range(4), 3)
+
+
+def test_numbers_and_odd_blocks():
+    """Offsets and thresholds are traced lanes as well; blocks of 5 fill no vector register."""
+    base = Recipe(kv_block=5, lazy_threshold=1.0, running_sum="bfloat16")
+    grid = [base.replace(lazy_threshold=t, max_offset=o) for t in (0.5, 2.0) for o in (0.0, 1.5)]
+    assert_alone_equals_together(grid, (0, 3), 3)
+
+
+def test_the_members_differ():
+    """The lattice would prove nothing if its recipes all gave the same numbers."""
+    results = outcomes(list(lattice(BASES["float32"])), 3)[S][0]
+    assert len({result.tobytes() for result in results}) == 27
+
+
+class TestSharing:
+    @staticmethod
+    def reads(quantity):
+        """Every field that a quantity depends on."""
+        own, parents = QUANTITIES[quantity]
+        return set(own).union(*(TestSharing.reads(parent) for parent in parents))
+
+    def test_no_quantity_has_more_lanes_than_it_has_distinct_dependencies(self):
+        recipes = list(lattice(BASES["hexagon"]))
+        recipes += [recipe.replace(scale="float32", kv_block=64) for recipe in recipes[:5]]
+        lanes, traced = weave(recipes)
+        for quantity in QUANTITIES:
+            fields = self.reads(quantity) - ({"scale"} if quantity in "q" else set())
+            if quantity not in ("q", "k", "v"):
+                fields |= {"scale"} if "s" in self.ancestors(quantity) else set()
+            distinct = {tuple(getattr(r, field) for field in sorted(fields)) for r in recipes}
+            assert lanes.count(quantity) == len(distinct), quantity
+            for format in traced[quantity].values():
+                assert len(np.atleast_1d(format[0])) in (1, len(distinct))
+
+    def ancestors(self, quantity):
+        parents = set(QUANTITIES[quantity][1])
+        return {quantity}.union(*(self.ancestors(parent) for parent in parents))
+
+    def test_a_grid_over_l_and_o(self):
+        grid = [
+            Recipe(running_sum=l, output=o, inverse=y)
+            for l in FORMATS
+            for o in FORMATS
+            for y in FORMATS[:2]
+        ]
+        lanes, _ = weave(grid)
+        counts = {quantity: lanes.count(quantity) for quantity in QUANTITIES}
+        ones = dict.fromkeys(set(QUANTITIES) - set("loy"), 1)
+        assert counts == ones | {"l": 3, "o": 3, "y": 18}
+        assert lanes.recipes == tuple(range(18))
+
+    def test_equal_recipes_are_one_lane(self):
+        lanes, _ = weave([Recipe(name="a"), Recipe(name="b", citation="c"), Recipe(probs="tf32")])
+        assert lanes.count("y") == 2 and lanes.recipes == (0, 0, 1)
+
+    def test_sites_that_no_lane_rounds_are_left_out(self):
+        assert weave([Recipe()])[0].active == frozenset()
+        assert weave([Recipe(), Recipe(probs="float16")])[0].active == {"probs"}
+        narrow = Recipe(query="float16", key="bfloat16")
+        lanes, _ = weave([narrow], *(format_of("float16"),) * 3)
+        assert lanes.active == {"key"}  # a float16 query is what it is
+
+    def test_take(self):
+        lanes, _ = weave([Recipe(running_sum=l, output=o) for l in FORMATS for o in FORMATS])
+        x = jnp.arange(3.0)
+        assert lanes.take("l", "r", x[:1]) is not None and lanes.take("l", "r", x[:1]).shape == (1,)
+        assert lanes.take("y", "l", x).tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+        assert lanes.take("y", "o", x).tolist() == [0, 1, 2] * 3
+
+    def test_structures_do_not_mix(self):
+        one, other = Recipe(kv_block=64), Recipe(kv_block=128)
+        assert structure_of(one) != structure_of(other)
+        assert structure_of(one) == structure_of(one.replace(probs="float16", max_offset=2.0))
+        with pytest.raises(ValueError, match="different structure"):
+            weave([one, other])
+
+
+class TestCompilations:
+    """error_curves compiles one step per structure, whatever the contexts."""
+
+    @staticmethod
+    def curves(recipes, contexts, seed=0):
+        rng = np.random.default_rng(seed)
+        query = rng.standard_normal((1, 3, 2, H), np.float32)
+        key, value = (rng.standard_normal((1, S, 2, H), np.float32) for _ in range(2))
+        before = passes._advance._cache_size()
+        compiled.clear()
+        curves = error_curves(query, key, value, recipes, contexts=contexts)
+        return passes._advance._cache_size() - before, curves
+
+    def test_one_step_per_structure(self):
+        hexagon = kernels.get("hexagon-hmx-fp16")
+        twins = [hexagon, hexagon.replace(name="wide l", running_sum="float32")]
+        # Under the rule, three block layouts.
+        contexts = [128, 300, S]
+        steps, curves = self.curves(twins, contexts)
+        assert steps == 1 and len(np.unique(curves.kv_block)) == 3
+
+        steps, _ = self.curves(twins, [77, 256, 1000, 1001], seed=1)  # other contexts and values
+        assert steps == 0 and compiled == []
+
+        more = [*twins, hexagon.replace(name="wide o", output="float32")]
+        steps, together = self.curves(more, contexts)
+        assert steps <= 1
+        for name, x in curves.metrics.items():
+            np.testing.assert_array_equal(together.metrics[name][:2], x)
+
+    def test_two_structures_are_two_steps(self):
+        steps, _ = self.curves([Recipe(kv_block=48), Recipe(kv_block=80)], [S])
+        assert steps == 2
