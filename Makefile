@@ -23,7 +23,6 @@ setup: $(VENV)/.dev ## create .venv with everything: runtime, studies, tests and
 
 sweep: $(VENV)/.sweeps ## run a study and draw its figure (STUDY=, OUT=, ARGS=--quick)
 	$(RUN) -m sweeps run $(STUDY) --out $(OUT) $(ARGS)
-	$(RUN) -m plots $(OUT)
 
 figures: $(VENV)/.sweeps ## draw the figure of the rows in OUT again
 	$(RUN) -m plots $(OUT)

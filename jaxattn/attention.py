@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxattn import kernels, online_softmax, tiles
+from jaxattn import arguments, kernels, online_softmax, scores, tiles
 from jaxattn.formats import format_of
-from jaxattn.lanes import Lanes, weave
+from jaxattn.lanes import Lanes, random_keys, weave
 from jaxattn.recipe import Recipe
 
 
@@ -59,18 +59,18 @@ def dot_product_attention(
     if not isinstance(recipe, Recipe):
         raise TypeError(f"recipe must be a Recipe or a kernel's name, got {type(recipe).__name__}")
     batched = np.ndim(query) == 4
-    shape = _check(query, key, value, bias, mask, sinks, recipe)
+    shape = arguments.check(query, key, value, bias, mask, sinks, recipe)
     masks = Masks(
-        _fit_mask(mask, shape),
-        _lengths("query_seq_lengths", query_seq_lengths, shape[0]),
-        _lengths("key_value_seq_lengths", key_value_seq_lengths, shape[0]),
+        arguments.fit_mask(mask, shape),
+        arguments.lengths("query_seq_lengths", query_seq_lengths, shape[0]),
+        arguments.lengths("key_value_seq_lengths", key_value_seq_lengths, shape[0]),
     )
-    window = _window(local_window_size)
+    window = arguments.window(local_window_size)
     if scale is None:
         scale = 1 / math.sqrt(shape[4])
 
     def attend(query: Any, key: Any, value: Any, bias: Any, sinks: Any, masks: Masks) -> Any:
-        arrays = [_four(x) for x in (query, key, value)]
+        arrays = [arguments.four(x) for x in (query, key, value)]
         lanes, f = weave([recipe], *(format_of(x.dtype) for x in arrays))
         # Formats as constants could be folded away, and a rounding with them (see lanes._PRODUCTS).
         f = jax.lax.optimization_barrier(traced(f, recipe.storage))
@@ -78,11 +78,11 @@ def dot_product_attention(
             lanes,
             f,
             *arrays,
-            _fit_bias(bias, shape),
+            arguments.fit_bias(bias, shape),
             masks,
             None if sinks is None else jnp.asarray(sinks),
-            _number("scale", scale, recipe.storage),
-            None if softcap is None else _number("softcap", softcap, recipe.storage),
+            arguments.number("scale", scale, recipe.storage),
+            None if softcap is None else arguments.number("softcap", softcap, recipe.storage),
             causal=bool(is_causal),
             window=window,
         )
@@ -166,7 +166,7 @@ def _attend(
     q = _rows(query.astype(dtype), K)
     k, v = (jnp.moveaxis(x, 2, 1) for x in (key, value))  # [B, K, S, .]
     seeds = _sink_rows(sinks, B, K, T)
-    prepare = functools.partial(online_softmax.prepare, lanes, f)
+    prepare = functools.partial(scores.prepare, lanes, f)
     queries = jax.vmap(jax.vmap(lambda q: prepare(q, scale, softcap)))(q)
     start = jax.vmap(jax.vmap(lambda _, s: online_softmax.init(lanes, f, T * G, D, s)))
 
@@ -182,7 +182,7 @@ def _attend(
             v_tile = jnp.where(valid[..., None], v[:, :, at], jnp.zeros((), v.dtype)).astype(dtype)
             keep = _keep(masks, causal, window, at, B, K, T, G)
             extra = None if bias is None else _tile_rows(bias, at, B, K, T, G)
-            random = online_softmax.random_keys(lanes, number, (B, K))
+            random = random_keys(lanes, number, (B, K))
             step = functools.partial(online_softmax.step, lanes, f)
             axes = (0, 0, 0, 0, None, *(None if x is None else 0 for x in (extra, keep, random)))
             run = jax.vmap(jax.vmap(step, in_axes=axes), in_axes=axes)
@@ -265,94 +265,3 @@ def _keep(
         return None
     keep = functools.reduce(jnp.logical_and, rules)
     return jnp.broadcast_to(keep, (B, K, T * G, *at.shape))
-
-
-def _four(x: Any) -> jax.Array:
-    x = jnp.asarray(x)
-    return x if x.ndim == 4 else x[None]
-
-
-def _check(
-    query: Any, key: Any, value: Any, bias: Any, mask: Any, sinks: Any, recipe: Recipe
-) -> tuple[int, int, int, int, int]:
-    """(B, N, T, S, H) of arrays that fit together."""
-    for name, x in (("query", query), ("key", key), ("value", value), ("bias", bias), ("sinks", sinks)):
-        if x is not None and not jnp.issubdtype(jnp.asarray(x).dtype, jnp.floating):
-            raise TypeError(
-                f"{name} must be floating point, got {jnp.asarray(x).dtype}; convert it first"
-            )
-    if {np.ndim(query), np.ndim(key), np.ndim(value)} not in ({3}, {4}):
-        ndims = tuple(np.ndim(x) for x in (query, key, value))
-        raise ValueError(
-            f"query, key and value must all be [B, length, heads, dim] or all without B, got {ndims=}"
-        )
-    q, k, v = ((1, *np.shape(x))[-4:] for x in (query, key, value))
-    if 0 in q + k + v:
-        raise ValueError(f"no axis may be empty, got query {q}, key {k}, value {v}")
-    if k[:3] != v[:3]:
-        raise ValueError(f"key and value must agree in [B, S, K], got {k[:3]} and {v[:3]}")
-    if q[0] != k[0] or q[3] != k[3]:
-        raise ValueError(f"query {q} and key {k} must agree in batch size and head dim")
-    if q[2] % k[2]:
-        raise ValueError(f"query heads must be a multiple of key/value heads, got {q[2]} and {k[2]}")
-    if sinks is not None:
-        if recipe.sinks == "none":
-            raise ValueError(f"the kernel of recipe {recipe.name!r} knows no sinks")
-        if np.shape(sinks) != (q[2],):
-            raise ValueError(f"sinks must have shape [N] = ({q[2]},), got {np.shape(sinks)}")
-    return q[0], q[2], q[1], k[1], q[3]
-
-
-def _broadcastable(name: str, x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    full = (shape[0], shape[1], shape[2], shape[3])
-    x = x.reshape((1,) * (4 - x.ndim) + x.shape) if x.ndim < 4 else x
-    if x.ndim != 4 or any(a not in (1, b) for a, b in zip(x.shape, full, strict=True)):
-        raise ValueError(f"{name} must broadcast to [B, N, T, S] = {full}, got {x.shape}")
-    return jnp.broadcast_to(x, (*x.shape[:3], shape[3]))
-
-
-def _fit_bias(bias: Any, shape: tuple[int, ...]) -> jax.Array | None:
-    return None if bias is None else _broadcastable("bias", jnp.asarray(bias), shape)
-
-
-def _fit_mask(mask: Any, shape: tuple[int, ...]) -> jax.Array | None:
-    if mask is None:
-        return None
-    mask = jnp.asarray(mask)
-    if mask.dtype != jnp.bool_:
-        raise TypeError(
-            f"mask must be bool with True = attend, got {mask.dtype}; an additive mask goes to bias"
-        )
-    return _broadcastable("mask", mask, shape)
-
-
-def _window(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
-    if size is None:
-        return None
-    sides = size if isinstance(size, tuple) else (size, size)
-    if len(sides) != 2 or any(not isinstance(side, int) or side < 0 for side in sides):
-        raise ValueError(
-            "local_window_size must be a whole number of keys, at least 0, or two of them "
-            f"(left, right), got {size}"
-        )
-    return sides
-
-
-def _lengths(name: str, lengths: Any, batch: int) -> jax.Array | None:
-    if lengths is None:
-        return None
-    lengths = jnp.asarray(lengths)
-    if lengths.shape != (batch,) or not jnp.issubdtype(lengths.dtype, jnp.integer):
-        raise ValueError(f"{name} must be integers [B] = ({batch},), got {lengths.shape}")
-    return lengths.astype(jnp.int32)
-
-
-def _number(name: str, number: Any, storage: str) -> jax.Array:
-    try:
-        if not math.isfinite(number) or (name == "softcap" and number <= 0):
-            raise ValueError(f"{name} must be finite{' and positive' * (name == 'softcap')}, got {number}")
-    except jax.errors.ConcretizationTypeError:
-        pass
-    return jnp.asarray(number, storage)
-
-

@@ -225,7 +225,7 @@ def _jobs(
     tile_keys: int | None,
     kv_block: np.ndarray,
 ) -> list[Job]:
-    """Recipes grouped by structure, contexts by block layout; fills in kv_block [recipe, context]."""
+    """Recipes by structure, contexts by block layout; fills in kv_block [recipe, context]."""
     groups: dict[Any, list[int]] = {}
     for i, recipe in enumerate(recipes):
         groups.setdefault(structure_of(recipe), []).append(i)
@@ -238,6 +238,7 @@ def _jobs(
             layouts.setdefault(tile, []).append(n)
             kv_block[members, at] = tile.kv_block
         jobs += [
-            Job(members, [recipes[i] for i in members], tile, some) for tile, some in layouts.items()
+            Job(members, [recipes[i] for i in members], tile, some)
+            for tile, some in layouts.items()
         ]
     return jobs

@@ -11,6 +11,7 @@ from jaxattn import half_tables
 from jaxattn.formats import FLOAT16
 from jaxattn.rounding import round_to
 
+LOG2E = math.log2(math.e)
 Function = Callable[[jax.Array], jax.Array]
 
 

@@ -79,7 +79,7 @@ def _inverse(x: np.ndarray) -> np.ndarray:
 def _tanh(x: np.ndarray) -> np.ndarray:
     """2·sigmoid(2x) - 1: hvx_vec_tanh_f16 and hvx_vec_fast_sigmoid_f16, htp/hvx-sigmoid.h."""
     twice = _half(2 * x)
-    log2e = _half(np.float32(-1.44269504))
+    log2e = _half(np.array(-1.44269504))
     e = _exp2_clamped(_half(np.abs(twice) * log2e))
     s = _inverse(_half(1 + e))
     s = np.where(twice < 0, _half(1 - s), s)
@@ -91,7 +91,7 @@ _FUNCTIONS = {"exp2": _exp2, "exp2_clamped": _exp2_clamped, "tanh": _tanh}
 
 @functools.cache
 def table(name: str) -> np.ndarray:
-    """float32 [65536], indexed by the bits of a half; infinities as the largest halves, NaN kept."""
+    """float32 [65536], indexed by the bits of a half; infinities count as largest halves."""
     argument = np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float32)
     finite = np.clip(np.nan_to_num(argument), LOWEST, -LOWEST).astype(np.float32)
     return np.where(np.isnan(argument), argument, _FUNCTIONS[name](finite))

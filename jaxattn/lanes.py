@@ -9,11 +9,16 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxattn.exponentials import EXPONENTIALS
 from jaxattn.formats import FLOAT16, FLOAT32, FLOAT64, STOCHASTIC, Format, holds
 from jaxattn.recipe import NUMBERS, SITES, Recipe
+from jaxattn.rounding import round_to, round_to_half, unrounded
+
+Traced = dict[str, dict[str, Any]]
+_SITE_NUMBER = {site: number for number, site in enumerate(SITES)}
 
 # quantity -> (what of the recipe it reads itself, the quantities it reads)
 QUANTITIES: dict[str, tuple[tuple[str, ...], str]] = {
@@ -40,9 +45,10 @@ QUANTITIES: dict[str, tuple[tuple[str, ...], str]] = {
     "y": (("inverse", "result", "empty_inverse"), "mlo"),
 }
 
-# Products that an addition follows always pass through rounding.py, so that no compiler can contract
+# Products that an addition follows always pass through rounding.py, so that no compiler contracts
 # the two into one FMA in one company of recipes and not in another.
 _PRODUCTS = {"scores", "exponent", "rescaled_sum", "rescaled_output"}
+
 
 class Structure(NamedTuple):
     """What recipes must share to run together: everything that is neither format nor number."""
@@ -73,7 +79,7 @@ def structure_of(recipe: Recipe) -> Structure:
 
 @dataclasses.dataclass(frozen=True)
 class Lanes:
-    """The static half of woven recipes (hashable); the traced half is a dict of formats and numbers.
+    """The static half of woven recipes, hashable; the traced half is a dict of formats and numbers.
 
     parents: (child, parent) -> the parent's lane that each lane of the child reads
     recipes: the lane of y that each recipe reads
@@ -102,12 +108,20 @@ class Lanes:
         return next(len(index) for pair, index in self.parents if pair[0] == quantity)
 
     @property
-    def base(self) -> int:
-        return EXPONENTIALS[self.structure.exp][1]
+    def base_2(self) -> bool:
+        """Whether scores carry log2(e), and so m too."""
+        return self.log2e and self.structure.log2e_at == "scale"
+
+    @property
+    def log2e(self) -> bool:
+        return EXPONENTIALS[self.structure.exp][1] == 2
 
 
 def weave(
-    recipes: Sequence[Recipe], query: Format = FLOAT32, key: Format = FLOAT32, value: Format = FLOAT32
+    recipes: Sequence[Recipe],
+    query: Format = FLOAT32,
+    key: Format = FLOAT32,
+    value: Format = FLOAT32,
 ) -> tuple[Lanes, dict[str, dict[str, Any]]]:
     """Recipes of one structure as lanes: (static Lanes, traced {quantity: {site or number: ...}}).
 
@@ -155,7 +169,9 @@ def weave(
             ),
             whole=frozenset(_PRODUCTS - active),
             stochastic=frozenset(
-                site for site in SITES for recipe in recipes
+                site
+                for site in SITES
+                for recipe in recipes
                 if getattr(recipe, site).rounding == STOCHASTIC
             ),
             sums_probs=all(recipe.summand == recipe.probs for recipe in recipes),
@@ -172,3 +188,37 @@ def _stack(name: str, values: list[Any]) -> Any:
     if name in NUMBERS:
         return np.array(values, np.float64)
     return Format(*(np.array(field, np.int32) for field in zip(*values, strict=True)))
+
+
+def random_keys(lanes: Lanes, tile: jax.Array, shape: tuple[int, ...]) -> jax.Array | None:
+    """PRNG keys of this shape for the tile of that number, if a site rounds stochastically."""
+    if not lanes.stochastic:
+        return None
+    key = jax.random.fold_in(jax.random.key(lanes.structure.seed), tile)
+    return jax.random.split(key, shape)
+
+
+def rounder(lanes: Lanes, f: Traced, key: jax.Array | None = None) -> Any:
+    """round(quantity, site, x): x [lanes of quantity, ...] rounded at the site, if a lane does."""
+
+    def round(quantity: str, site: str, x: jax.Array) -> jax.Array:
+        if site not in lanes.active and site not in lanes.whole:
+            return x
+        format = f[quantity][site]
+        if site in lanes.whole:
+            return unrounded(x, format.precision)
+        if site in lanes.halves:
+            return round_to_half(x, format.precision)
+        bits = None
+        if site in lanes.stochastic:
+            assert key is not None  # whoever walks the keys passes one, see random_keys
+            # One draw for all lanes: they are compared on common random numbers.
+            bits = jax.random.bits(jax.random.fold_in(key, _SITE_NUMBER[site]), (1, *x.shape[1:]))
+        return round_to(x, format, bits)
+
+    return round
+
+
+def number(f: Traced, quantity: str, name: str, like: jax.Array) -> jax.Array:
+    values = jnp.asarray(f[quantity][name], like.dtype)
+    return values.reshape(values.shape + (1,) * (like.ndim - 1))

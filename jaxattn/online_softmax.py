@@ -4,98 +4,28 @@ Letters: R query rows that share a KV head, n blocks of w keys in a tile, H and 
 dim; every array of a quantity has its lanes (lanes.py) on the leading axis.
 """
 
-import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxattn import contraction
-from jaxattn.exponentials import EXPONENTIALS, TANHS
+from jaxattn.exponentials import EXPONENTIALS, LOG2E
 from jaxattn.formats import Format
-from jaxattn.lanes import Lanes
-from jaxattn.recipe import SITES
-from jaxattn.rounding import round_to, round_to_half, unrounded
-
-LOG2E = math.log2(math.e)
-_SITE_NUMBER = {site: number for number, site in enumerate(SITES)}
-Traced = dict[str, dict[str, Any]]
+from jaxattn.lanes import Lanes, Traced, number, rounder
+from jaxattn.scores import Queries, each_lane, scores
 
 
 class Carry(NamedTuple):
-    """m [lanes, R], l [lanes, R], o [lanes, R, D]; lost [lanes of l, R]: the weight that updates of l
-    received and that changed nothing, each in units of l at that time."""
+    """m [lanes, R], l [lanes, R], o [lanes, R, D], and lost [lanes of l, R].
+
+    lost is the weight that updates of l received and that changed nothing, in units of l then.
+    """
 
     m: jax.Array
     l: jax.Array
     o: jax.Array
     lost: jax.Array
-
-
-class Queries(NamedTuple):
-    """What a call computes once: q [lanes, R, H], the scale [lanes of s] and cap (or None)."""
-
-    q: jax.Array
-    scale: jax.Array
-    cap: jax.Array | None
-
-
-def random_keys(lanes: Lanes, tile: jax.Array, shape: tuple[int, ...]) -> jax.Array | None:
-    """PRNG keys of this shape for the tile of that number, if a site rounds stochastically."""
-    if not lanes.stochastic:
-        return None
-    key = jax.random.fold_in(jax.random.key(lanes.structure.seed), tile)
-    return jax.random.split(key, shape)
-
-
-def rounder(lanes: Lanes, f: Traced, key: jax.Array | None = None) -> Any:
-    """round(quantity, site, x): x [lanes of quantity, ...] rounded at the site, if any lane does."""
-
-    def round(quantity: str, site: str, x: jax.Array) -> jax.Array:
-        if site not in lanes.active and site not in lanes.whole:
-            return x
-        format = f[quantity][site]
-        if site in lanes.whole:
-            return unrounded(x, format.precision)
-        if site in lanes.halves:
-            return round_to_half(x, format.precision)
-        bits = None
-        if site in lanes.stochastic:
-            # One draw for all lanes: they are compared on common random numbers.
-            bits = jax.random.bits(jax.random.fold_in(key, _SITE_NUMBER[site]), (1, *x.shape[1:]))
-        return round_to(x, format, bits)
-
-    return round
-
-
-def _number(f: Traced, quantity: str, name: str, like: jax.Array) -> jax.Array:
-    values = jnp.asarray(f[quantity][name], like.dtype)
-    return values.reshape(values.shape + (1,) * (like.ndim - 1))
-
-
-def prepare(
-    lanes: Lanes, f: Traced, query: jax.Array, scale: jax.Array, softcap: jax.Array | None
-) -> Queries:
-    """The queries [R, H] in storage dtype and the constants, rounded as the recipes store them."""
-    round, structure = rounder(lanes, f), lanes.structure
-    dtype = query.dtype
-    in_base = jnp.asarray(LOG2E, dtype) if _folded(lanes) else jnp.asarray(1.0, dtype)
-    q = round("q", "query", query[None])
-    constant = scale if softcap is None else scale / softcap
-    constant = constant if softcap is not None else constant * in_base
-    if structure.scale_at == "query":
-        factor = round("q", "scale", jnp.full((len(f["q"]["query"][0]),), constant))
-        q = round("q", "query", q * factor[:, None, None])
-        constant = jnp.ones((), dtype)
-    stored = round("s", "scale", jnp.full((lanes.count("s"),), constant))
-    if softcap is None:
-        return Queries(q, stored, None)
-    cap = round("s", "cap", jnp.full((lanes.count("s"),), softcap * in_base))
-    return Queries(q, stored, cap)
-
-
-def _folded(lanes: Lanes) -> bool:
-    return lanes.base == 2 and lanes.structure.log2e_at == "scale"
 
 
 def init(lanes: Lanes, f: Traced, rows: int, value_dim: int, sinks: jax.Array | None) -> Carry:
@@ -109,7 +39,7 @@ def init(lanes: Lanes, f: Traced, rows: int, value_dim: int, sinks: jax.Array | 
         # 1, with the derivative of exp(sink - m): m itself is held constant in every derivative.
         seed_only = jnp.where(jnp.isfinite(seed), seed, jnp.zeros_like(seed))
         l = l + (1 + (seed_only - jax.lax.stop_gradient(seed_only)))
-        seed = seed * (jnp.asarray(LOG2E, dtype) if _folded(lanes) else 1)
+        seed = seed * (jnp.asarray(LOG2E, dtype) if lanes.base_2 else 1)
         m = rounder(lanes, f)("m", "running_max", jnp.broadcast_to(seed, shape))
     o = jnp.zeros((lanes.count("o"), rows, value_dim), dtype)
     return Carry(m, l, o, jnp.zeros_like(l))
@@ -133,11 +63,11 @@ def step(
     key at all; bias [R, n, w] float and mask [R, n, w] bool (False: masked as the recipe does);
     random: a PRNG key, where a site rounds stochastically.
     """
-    round, take, structure = rounder(lanes, f, random), lanes.take, lanes.structure
-    s = _scores(lanes, f, round, queries, key, bias, mask)
+    round, take = rounder(lanes, f, random), lanes.take
+    s = scores(lanes, f, round, queries, key, bias, mask)
 
     peak = jnp.max(s, axis=-1, where=valid, initial=-jnp.inf)
-    peak = take("m", "s", peak) + _number(f, "m", "max_offset", peak)
+    peak = take("m", "s", peak) + number(f, "m", "max_offset", peak)
     m = _running_max(lanes, carry.m, round("m", "running_max", peak), f)
     m_prev = jnp.concatenate([jnp.broadcast_to(carry.m, m.shape[:2])[..., None], m[..., :-1]], -1)
     m, m_prev = jax.lax.stop_gradient((m, m_prev))  # the softmax does not depend on m
@@ -151,7 +81,7 @@ def step(
 
     drop = take("a", "m", m_prev) - _finite(take("a", "m", m))
     a = _exp(lanes, f, round, "a", drop)
-    a = jnp.where(drop < _number(f, "a", "rescale_flush", drop), jnp.zeros_like(a), a)
+    a = jnp.where(drop < number(f, "a", "rescale_flush", drop), jnp.zeros_like(a), a)
     a = round("a", "rescale", a)
     b = round("b", "output_rescale", take("b", "a", a))
 
@@ -160,53 +90,6 @@ def step(
     l, lost = _running_sum(lanes, f, carry, a, r, live, random)
     o = _output(lanes, f, carry.o, b, p, v, live, random)
     return Carry(m[..., -1], l, o, lost)
-
-
-def _scores(
-    lanes: Lanes,
-    f: Traced,
-    round: Any,
-    queries: Queries,
-    key: jax.Array,
-    bias: jax.Array | None,
-    mask: jax.Array | None,
-) -> jax.Array:
-    """Scaled, capped, biased and masked scores [lanes, R, n, w]."""
-    take, structure = lanes.take, lanes.structure
-    q, k = take("d", "q", queries.q), take("d", "k", round("k", "key", key[None]))
-    if "qk_accum" in lanes.active:
-        accum = Format(*(jnp.asarray(field) for field in f["d"]["qk_accum"]))
-        d = _each_lane(
-            lambda q, k, accum: contraction.narrow_scores(
-                q, k, accum, structure.qk_chunk, structure.qk_partials, structure.qk_tree
-            ),
-            (q, k, accum),
-        )
-    else:
-        d = _each_lane(contraction.scores, (q, k))
-    s = round("s", "scores", take("s", "d", d) * queries.scale.reshape(-1, 1, 1, 1))
-    if queries.cap is not None:
-        s = round("s", "softcap", TANHS[structure.tanh](s) * queries.cap.reshape(-1, 1, 1, 1))
-    keep = None if mask is None else mask[None]
-    if bias is not None:
-        bias = bias[None].astype(s.dtype)
-        low = bias <= _number(f, "s", "mask_below", s)
-        keep = ~low if keep is None else keep & ~low
-        scaled = round("s", "bias", bias * _number(f, "s", "bias_factor", s))
-        s = round("s", "bias", s + scaled)
-    if keep is not None:
-        s = jnp.where(keep, s, _number(f, "s", "mask_value", s))
-    return s
-
-
-def _each_lane(function: Any, arguments: Any) -> jax.Array:
-    """function over the leading axis, one lane at a time: a product's order of summation changes
-    with its number of rows, and must not change with the company that a recipe keeps."""
-    count = max(len(x) for x in jax.tree.leaves(arguments))
-    if count == 1:
-        return function(*jax.tree.map(lambda x: x[0], arguments))[None]
-    spread = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape[1:])), arguments)
-    return jax.lax.map(lambda lane: function(*lane), spread)
 
 
 def _finite(m: jax.Array) -> jax.Array:
@@ -220,7 +103,7 @@ def _running_max(lanes: Lanes, m: jax.Array, peak: jax.Array, f: Traced) -> jax.
         return jnp.maximum(m[..., None], jax.lax.cummax(peak, axis=peak.ndim - 1))
 
     def stay(m: jax.Array, peak: jax.Array) -> tuple[jax.Array, jax.Array]:
-        m = jnp.where(peak > m + _number(f, "m", "lazy_threshold", m), peak, m)
+        m = jnp.where(peak > m + number(f, "m", "lazy_threshold", m), peak, m)
         return m, m
 
     return jnp.moveaxis(jax.lax.scan(stay, m, jnp.moveaxis(peak, -1, 0))[1], 0, -1)
@@ -228,7 +111,7 @@ def _running_max(lanes: Lanes, m: jax.Array, peak: jax.Array, f: Traced) -> jax.
 
 def _exp(lanes: Lanes, f: Traced, round: Any, quantity: str, difference: jax.Array) -> jax.Array:
     x = round(quantity, "difference", difference)
-    if lanes.base == 2 and lanes.structure.log2e_at == "exponent":
+    if lanes.log2e and not lanes.base_2:
         count = len(f[quantity]["log2e"][0])
         log2e = round(quantity, "log2e", jnp.full((count,), LOG2E, x.dtype))
         x = round(quantity, "exponent", x * log2e.reshape(-1, *(1,) * (x.ndim - 1)))
@@ -320,10 +203,10 @@ def _output(
 def _products(lanes: Lanes, f: Traced, p: jax.Array, v: jax.Array) -> jax.Array:
     """p·v of every block (or step of a block): [lanes, n, R, D]."""
     if "pv_accum" not in lanes.active:
-        return _each_lane(contraction.values, (p, v))
+        return each_lane(contraction.values, (p, v))
     accum = Format(*(jnp.asarray(field) for field in f["w"]["pv_accum"]))
     chunk = lanes.structure.pv_chunk or p.shape[-1]
-    return _each_lane(
+    return each_lane(
         lambda p, v, accum: contraction.narrow_values(p, v, accum, chunk), (p, v, accum)
     )
 
@@ -331,7 +214,7 @@ def _products(lanes: Lanes, f: Traced, p: jax.Array, v: jax.Array) -> jax.Array:
 def merge(lanes: Lanes, one: Carry, other: Carry) -> Carry:
     """Two carries over different keys as one, in storage precision (split-KV)."""
     m = jnp.maximum(one.m, other.m)
-    exp = jnp.exp2 if lanes.base == 2 and lanes.structure.log2e_at == "scale" else jnp.exp
+    exp = jnp.exp2 if lanes.base_2 else jnp.exp
     a, b = exp(one.m - _finite(m)), exp(other.m - _finite(m))
 
     def factors(quantity: str) -> tuple[jax.Array, jax.Array]:
@@ -352,11 +235,11 @@ def merge(lanes: Lanes, one: Carry, other: Carry) -> Carry:
 def finish(
     lanes: Lanes, f: Traced, carry: Carry, sinks: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(result [lanes of y, R, D], log-sum-exp [lanes of y, R] in nats, the carry's lost likewise)."""
+    """result [lanes of y, R, D], log-sum-exp [lanes of y, R] in nats, the carry's lost likewise."""
     round, take = rounder(lanes, f, None), lanes.take
     m, l, o = take("y", "m", carry.m), take("y", "l", carry.l), take("y", "o", carry.o)
     lost = take("y", "l", carry.lost)
-    nats = 1 / LOG2E if _folded(lanes) else 1.0
+    nats = 1 / LOG2E if lanes.base_2 else 1.0
     if sinks is not None and lanes.structure.sinks == "end":
         # In storage precision: the kernels that know sinks so have left 16 bits by then.
         sink = sinks.astype(m.dtype)[None]
@@ -365,7 +248,7 @@ def finish(
         m, l, o = top / nats, l * a + one, o * a[..., None]
     empty = l == 0
     safe = jnp.where(empty, jnp.ones_like(l), l)
-    inverse = jnp.where(empty, _number(f, "y", "empty_inverse", l), 1 / safe)
+    inverse = jnp.where(empty, number(f, "y", "empty_inverse", l), 1 / safe)
     y = round("y", "inverse", inverse)[..., None]
     divide = lanes.structure.normalise == "divide"
     scaled = jnp.where(empty[..., None], o * y, o / safe[..., None]) if divide else o * y

@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxattn import online_softmax, reference, tiles
+from jaxattn import online_softmax, reference, scores, tiles
 from jaxattn.attention import storage, traced
 from jaxattn.formats import Format
-from jaxattn.lanes import Lanes, weave
+from jaxattn.lanes import Lanes, random_keys, weave
 from jaxattn.recipe import Recipe
 
 PIECE_KEYS = 2**14
@@ -32,7 +32,7 @@ class Reader:
 
     def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """Key [stop - start, K, H] and value [stop - start, K, D]."""
-        parts = []
+        keys, values = [], []
         for page in range(start // PIECE_KEYS, -(-stop // PIECE_KEYS)):
             first = page * PIECE_KEYS
             if page not in self.pages:
@@ -40,10 +40,11 @@ class Reader:
                 key, value = self.stream.blocks(first, end)
                 self.pages[page] = np.asarray(key), np.asarray(value)
             piece = slice(max(start - first, 0), stop - first)
-            parts.append(tuple(x[piece] for x in self.pages[page]))
-        if len(parts) == 1:
-            return parts[0]
-        return np.concatenate([k for k, _ in parts]), np.concatenate([v for _, v in parts])
+            keys.append(self.pages[page][0][piece])
+            values.append(self.pages[page][1][piece])
+        if len(keys) == 1:
+            return keys[0], values[0]
+        return np.concatenate(keys), np.concatenate(values)
 
     def forget(self, below: int) -> None:
         self.pages = {p: x for p, x in self.pages.items() if (p + 1) * PIECE_KEYS > below}
@@ -62,11 +63,13 @@ class Exact:
         """(output [K, R, D], log-sum-exp [K, R]) in float64 over the first `context` keys."""
         while context not in self.known:
             stop = next(n for n in self.contexts if n > self.at)
+            state = self.state
             for start in range(self.at, stop, PIECE_KEYS):
                 piece = self.reader.read(start, min(start + PIECE_KEYS, stop))
-                self.state = reference.extend(self.state, self.query, *piece)
-            self.at = stop
-            self.known[stop] = reference.finish(self.state)
+                state = reference.extend(state, self.query, *piece)
+            assert state is not None
+            self.at, self.state = stop, state
+            self.known[stop] = reference.finish(state)
         return self.known[context]
 
 
@@ -132,7 +135,7 @@ def _segment(
     start: int,
     contexts: list[int],
 ) -> Iterator[tuple[int, int | None, Any]]:
-    """The carry of keys [start, n) for each n of `contexts`; of the last alone if walked backward."""
+    """The carry of keys [start, n) for each n of contexts; of the last alone if walked backward."""
     order, stop = lanes.structure.kv_order, contexts[-1]
     starts = tiles.block_starts(start, stop, tile, order)
     count = max(1, PIECE_KEYS // (tile.width * tile.blocks))
@@ -184,7 +187,7 @@ def _lay(
 def _begin(
     lanes: Lanes, f: Any, query: jax.Array, scale: jax.Array, value_dim: int
 ) -> tuple[Any, Any]:
-    queries = jax.vmap(lambda q: online_softmax.prepare(lanes, f, q, scale, None))(query)
+    queries = jax.vmap(lambda q: scores.prepare(lanes, f, q, scale, None))(query)
     start = lambda q: online_softmax.init(lanes, f, q.shape[0], value_dim, None)  # noqa: E731
     return queries, jax.vmap(start)(query)
 
@@ -213,7 +216,7 @@ def _advance(
         valid = (slot < starts[t][:, None] + kv_block) & (slot < limit)
         k, v = (jnp.moveaxis(x[t], 2, 0).astype(dtype) for x in (key, value))
         v = jnp.where(valid[..., None], v, jnp.zeros_like(v))
-        random = online_softmax.random_keys(lanes, number + t, (key.shape[3],))
+        random = random_keys(lanes, number + t, (key.shape[3],))
         axes = (0, 0, 0, 0, None, None, None, None if random is None else 0)
         return jax.vmap(step, in_axes=axes)(queries, carry, k, v, valid, None, None, random)
 

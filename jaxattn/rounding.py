@@ -54,7 +54,7 @@ def round_to(x: Any, format: Any, bits: Any = None) -> jax.Array:
         format = format_of(format)
         if format.rounding == STOCHASTIC and bits is None:
             raise ValueError("stochastic rounding needs bits: pass a uint32 array of x's shape")
-    if getattr(x, "dtype", None) == np.float64 and not jax.config.jax_enable_x64:
+    if getattr(x, "dtype", None) == np.float64 and not jax.config.read("jax_enable_x64"):
         return _round_wide(x, format, bits)
     # NumPy arrays have no gradient, and custom_jvp would join them to whatever trace is under way.
     rounded = _round_bits if isinstance(x, (np.ndarray, np.generic)) else _round

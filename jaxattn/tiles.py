@@ -42,8 +42,10 @@ def tile_of(
 
 
 def block_starts(begin: int, stop: int, tile: Tile, order: str) -> np.ndarray:
-    """The first key of each block of keys [begin, stop), in the order they are walked: int32 [tiles,
-    n], filled up to whole tiles with blocks that start at `stop` and so hold no key."""
+    """The first key of each block of keys [begin, stop), in the order they are walked.
+
+    int32 [tiles, n], filled up to whole tiles with blocks that start at `stop`: they hold no key.
+    """
     starts = np.arange(begin, stop, tile.kv_block, dtype=np.int32)
     starts = starts[::-1] if order == "backward" else starts
     empty = np.full(-len(starts) % tile.blocks, stop, np.int32)

@@ -196,6 +196,12 @@ def test_hostile_names(name):
         format_of(name)
 
 
+@pytest.mark.parametrize("name", ["float16:rz:sr", "float16:rn:rz", "e5m2:ftz:ftz", "half:sat:sat"])
+def test_a_suffix_of_each_kind_at_most_once(name):
+    with pytest.raises(ValueError, match="names two roundings or one suffix twice"):
+        format_of(name)
+
+
 @pytest.mark.parametrize("dtype", [np.int32, np.bool_, np.complex64, "datetime64[s]"])
 def test_dtypes_that_are_no_floats(dtype):
     with pytest.raises(ValueError, match="unknown format"):

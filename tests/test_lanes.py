@@ -114,26 +114,23 @@ def test_the_members_differ():
 class TestSharing:
     @staticmethod
     def reads(quantity):
-        """Every field that a quantity depends on."""
+        """Every field that a quantity depends on; q is scaled where a kernel scales it only."""
         own, parents = QUANTITIES[quantity]
-        return set(own).union(*(TestSharing.reads(parent) for parent in parents))
+        own = {"query"} if quantity == "q" else set(own)
+        return own.union(*(TestSharing.reads(parent) for parent in parents))
 
-    def test_no_quantity_has_more_lanes_than_it_has_distinct_dependencies(self):
+    def test_as_many_lanes_as_distinct_dependencies(self):
         recipes = list(lattice(BASES["hexagon"]))
-        recipes += [recipe.replace(scale="float32", kv_block=64) for recipe in recipes[:5]]
+        recipes += [recipe.replace(scale="float32") for recipe in recipes[:5]]
+        recipes += [recipe.replace(max_offset=1.0) for recipe in recipes[3:8]]
         lanes, traced = weave(recipes)
         for quantity in QUANTITIES:
-            fields = self.reads(quantity) - ({"scale"} if quantity in "q" else set())
-            if quantity not in ("q", "k", "v"):
-                fields |= {"scale"} if "s" in self.ancestors(quantity) else set()
-            distinct = {tuple(getattr(r, field) for field in sorted(fields)) for r in recipes}
+            fields = sorted(self.reads(quantity))
+            distinct = {tuple(getattr(recipe, name) for name in fields) for recipe in recipes}
             assert lanes.count(quantity) == len(distinct), quantity
-            for format in traced[quantity].values():
-                assert len(np.atleast_1d(format[0])) in (1, len(distinct))
-
-    def ancestors(self, quantity):
-        parents = set(QUANTITIES[quantity][1])
-        return {quantity}.union(*(self.ancestors(parent) for parent in parents))
+            for number in traced[quantity].values():
+                assert {len(part) for part in np.atleast_2d(number)} == {len(distinct)}
+        assert lanes.count("d") == 1 and lanes.count("y") == len(recipes)
 
     def test_a_grid_over_l_and_o(self):
         grid = [

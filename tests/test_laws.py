@@ -15,10 +15,11 @@ import pytest
 
 import jaxattn
 from jaxattn import online_softmax
-from jaxattn.lanes import weave
-from jaxattn.online_softmax import Carry, Queries
+from jaxattn.lanes import random_keys, weave
+from jaxattn.online_softmax import Carry
 from jaxattn.recipe import Recipe
 from jaxattn.rounding import round_to
+from jaxattn.scores import Queries
 
 T = {"float16": 11, "bfloat16": 8}
 
@@ -40,7 +41,7 @@ def _walk(lanes, f, scores, value):
 
     def body(carry, block):
         number, s = block
-        random = online_softmax.random_keys(lanes, number, ())
+        random = random_keys(lanes, number, ())
         carry = online_softmax.step(
             lanes, f, queries, carry, key, value, valid, s[:, None], None, random
         )

@@ -1,4 +1,4 @@
-"""Recipes of real kernels, by name. Each module is one family: tables and citations, no arithmetic."""
+"""Recipes of real kernels, by name. A module is a family: tables and citations, no arithmetic."""
 
 from jaxattn.formats import unknown
 from jaxattn.kernels import ggml_cpu, hexagon, ideal, metal

@@ -1,5 +1,6 @@
 """ggml's CPU flash attention: the oracle of llama.cpp's own FLASH_ATTN_EXT test."""
 
+from jaxattn.formats import FLOAT16, FLOAT32
 from jaxattn.recipe import Recipe
 
 _OPS = "ggml-org/ggml, src/ggml-cpu/ops.cpp"
@@ -12,17 +13,17 @@ DECODE = Recipe(
     ),
     inferred="float32 sums inside q·k in this host's order",
     kv_block=1,
-    query="float16",
-    rescaled_output="float16",
-    output="float16",
+    query=FLOAT16,
+    rescaled_output=FLOAT16,
+    output=FLOAT16,
     output_every=1,
 )
 
 DECODE_F32 = DECODE.replace(
     name="ggml-cpu-decode-f32",
     citation=DECODE.citation.replace("float16 V", "V of another type: o in float32"),
-    query="float32",
-    output="float32",
+    query=FLOAT32,
+    output=FLOAT32,
 )
 
 DECODE_NEON = DECODE.replace(
@@ -30,24 +31,24 @@ DECODE_NEON = DECODE.replace(
     citation=DECODE.citation.replace("x86 with F16C", "Arm NEON with half arithmetic")
     + "; GGML_F16x8_REDUCE in simd-mappings.h",
     inferred="half fused multiply-adds round to float32 before they round to half",
-    qk_accum="float16",
+    qk_accum=FLOAT16,
     qk_chunk=1,
     qk_partials=32,
     qk_tree=8,
-    probs="float16",
-    output_rescale="float16",
+    probs=FLOAT16,
+    output_rescale=FLOAT16,
 )
 
 DECODE_AVX512FP16 = DECODE.replace(
     name="ggml-cpu-decode-avx512fp16",
     citation=DECODE.citation.replace("x86 with F16C", "x86 with AVX512-FP16"),
     inferred="half fused multiply-adds round to float32 before they round to half",
-    qk_accum="float16",
+    qk_accum=FLOAT16,
     qk_chunk=1,
     qk_partials=128,
     qk_tree=1,
-    probs="float16",
-    output_rescale="float16",
+    probs=FLOAT16,
+    output_rescale=FLOAT16,
 )
 
 PREFILL = Recipe(
