@@ -187,7 +187,7 @@ def _rounds(format: Format, stored: Format) -> bool:
 def _stack(name: str, values: list[Any]) -> Any:
     if name in NUMBERS:
         return np.array(values, np.float64)
-    return Format(*(np.array(field, np.int32) for field in zip(*values, strict=True)))
+    return np.array(values, np.int32)  # [lanes, fields of a Format]: one array is dispatched fast
 
 
 def random_keys(lanes: Lanes, tile: jax.Array, shape: tuple[int, ...]) -> jax.Array | None:
@@ -204,7 +204,7 @@ def rounder(lanes: Lanes, f: Traced, key: jax.Array | None = None) -> Any:
     def round(quantity: str, site: str, x: jax.Array) -> jax.Array:
         if site not in lanes.active and site not in lanes.whole:
             return x
-        format = f[quantity][site]
+        format = Format(*f[quantity][site].T)
         if site in lanes.whole:
             return unrounded(x, format.precision)
         if site in lanes.halves:

@@ -112,7 +112,7 @@ def _running_max(lanes: Lanes, m: jax.Array, peak: jax.Array, f: Traced) -> jax.
 def _exp(lanes: Lanes, f: Traced, round: Any, quantity: str, difference: jax.Array) -> jax.Array:
     x = round(quantity, "difference", difference)
     if lanes.log2e and not lanes.base_2:
-        count = len(f[quantity]["log2e"][0])
+        count = len(f[quantity]["log2e"])
         log2e = round(quantity, "log2e", jnp.full((count,), LOG2E, x.dtype))
         x = round(quantity, "exponent", x * log2e.reshape(-1, *(1,) * (x.ndim - 1)))
     return EXPONENTIALS[lanes.structure.exp][0](x)
@@ -204,10 +204,10 @@ def _products(lanes: Lanes, f: Traced, p: jax.Array, v: jax.Array) -> jax.Array:
     """p·v of every block (or step of a block): [lanes, n, R, D]."""
     if "pv_accum" not in lanes.active:
         return each_lane(contraction.values, (p, v))
-    accum = Format(*(jnp.asarray(field) for field in f["w"]["pv_accum"]))
     chunk = lanes.structure.pv_chunk or p.shape[-1]
     return each_lane(
-        lambda p, v, accum: contraction.narrow_values(p, v, accum, chunk), (p, v, accum)
+        lambda p, v, accum: contraction.narrow_values(p, v, Format(*accum), chunk),
+        (p, v, f["w"]["pv_accum"]),
     )
 
 

@@ -33,7 +33,7 @@ def prepare(
     constant = scale if softcap is None else scale / softcap
     constant = constant if softcap is not None else constant * in_base
     if structure.scale_at == "query":
-        factor = round("q", "scale", jnp.full((len(f["q"]["query"][0]),), constant))
+        factor = round("q", "scale", jnp.full((len(f["q"]["query"]),), constant))
         q = round("q", "query", q * factor[:, None, None])
         constant = jnp.ones((), dtype)
     stored = round("s", "scale", jnp.full((lanes.count("s"),), constant))
@@ -56,12 +56,11 @@ def scores(
     take, structure = lanes.take, lanes.structure
     q, k = take("d", "q", queries.q), take("d", "k", round("k", "key", key[None]))
     if "qk_accum" in lanes.active:
-        accum = Format(*(jnp.asarray(field) for field in f["d"]["qk_accum"]))
         d = each_lane(
             lambda q, k, accum: contraction.narrow_scores(
-                q, k, accum, structure.qk_chunk, structure.qk_partials, structure.qk_tree
+                q, k, Format(*accum), structure.qk_chunk, structure.qk_partials, structure.qk_tree
             ),
-            (q, k, accum),
+            (q, k, f["d"]["qk_accum"]),
         )
     else:
         d = each_lane(contraction.scores, (q, k))
