@@ -78,9 +78,7 @@ def error_curves(
     A second call with the same shapes and structures compiles nothing.
     Raises ValueError or TypeError for arguments that do not fit.
     """
-    chosen = [kernels.get(recipe) if isinstance(recipe, str) else recipe for recipe in recipes]
-    if not chosen:
-        raise ValueError("recipes must name at least one recipe")
+    chosen = _chosen(recipes)
     query = np.asarray(query)
     stream = _stream(query, key, value)
     lengths = _contexts(contexts, stream.length)
@@ -127,6 +125,18 @@ def error_curves(
         formats=[format_of(dtype) for dtype in dtypes],
     )
     return result
+
+
+def _chosen(recipes: Sequence[Recipe | str]) -> list[Recipe]:
+    if isinstance(recipes, str | Recipe):
+        raise TypeError(f"recipes must be a sequence of recipes or names, got one: {recipes!r:.60}")
+    chosen = [kernels.get(recipe) if isinstance(recipe, str) else recipe for recipe in recipes]
+    for recipe in chosen:
+        if not isinstance(recipe, Recipe):
+            raise TypeError(f"recipes must be Recipes or names, got {recipe!r:.60}")
+    if not chosen:
+        raise ValueError("recipes must hold at least one recipe")
+    return chosen
 
 
 class _Arrays(NamedTuple):

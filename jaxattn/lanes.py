@@ -19,6 +19,7 @@ from jaxattn.rounding import round_to, round_to_half, unrounded
 
 Traced = dict[str, dict[str, Any]]
 _SITE_NUMBER = {site: number for number, site in enumerate(SITES)}
+_SITE_NUMBER["summand"] = _SITE_NUMBER["probs"]  # what is summed is what is multiplied: one draw
 
 # quantity -> (what of the recipe it reads itself, the quantities it reads)
 QUANTITIES: dict[str, tuple[tuple[str, ...], str]] = {
@@ -51,7 +52,8 @@ _PRODUCTS = {"scores", "exponent", "rescaled_sum", "rescaled_output"}
 
 
 class Structure(NamedTuple):
-    """What recipes must share to run together: everything that is neither format nor number."""
+    """What recipes must share to run together: what is neither format nor number, and whether
+    the running max is lazy and the accumulators inside the products narrow."""
 
     exp: str
     log2e_at: str
@@ -70,11 +72,19 @@ class Structure(NamedTuple):
     split_kv: int
     seed: int
     lazy: bool
+    narrow_qk: bool
+    narrow_pv: bool
 
 
 def structure_of(recipe: Recipe) -> Structure:
-    fields = {name: getattr(recipe, name) for name in Structure._fields if name != "lazy"}
-    return Structure(**fields, lazy=recipe.lazy_threshold != 0)
+    whole = FLOAT64 if recipe.storage == "float64" else FLOAT32
+    fields = {name: getattr(recipe, name) for name in Structure._fields if hasattr(recipe, name)}
+    return Structure(
+        **fields,
+        lazy=recipe.lazy_threshold != 0,
+        narrow_qk=_rounds(recipe.qk_accum, whole),
+        narrow_pv=_rounds(recipe.pv_accum, whole),
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -202,7 +202,7 @@ def _output(
 
 def _products(lanes: Lanes, f: Traced, p: jax.Array, v: jax.Array) -> jax.Array:
     """p·v of every block (or step of a block): [lanes, n, R, D]."""
-    if "pv_accum" not in lanes.active:
+    if not lanes.structure.narrow_pv:
         return each_lane(contraction.values, (p, v))
     chunk = lanes.structure.pv_chunk or p.shape[-1]
     return each_lane(
@@ -234,7 +234,7 @@ def merge(lanes: Lanes, one: Carry, other: Carry) -> Carry:
 
 def finish(
     lanes: Lanes, f: Traced, carry: Carry, sinks: jax.Array | None = None
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+) -> tuple[jax.Array, ...]:
     """result [lanes of y, R, D], log-sum-exp [lanes of y, R] in nats, the carry's lost likewise."""
     round, take = rounder(lanes, f, None), lanes.take
     m, l, o = take("y", "m", carry.m), take("y", "l", carry.l), take("y", "o", carry.o)
@@ -254,4 +254,5 @@ def finish(
     scaled = jnp.where(empty[..., None], o * y, o / safe[..., None]) if divide else o * y
     result = round("y", "result", scaled)
     lse = jnp.where(empty, -jnp.inf, jax.lax.stop_gradient(m) * nats + jnp.log(safe))
-    return result, lse, lost
+    count = lanes.count("y")  # where all lanes of y read one lane, it stands for them until here
+    return tuple(jnp.broadcast_to(x, (count, *x.shape[1:])) for x in (result, lse, lost))

@@ -55,7 +55,7 @@ def scores(
     """Scaled, capped, biased and masked scores [lanes, R, n, w]."""
     take, structure = lanes.take, lanes.structure
     q, k = take("d", "q", queries.q), take("d", "k", round("k", "key", key[None]))
-    if "qk_accum" in lanes.active:
+    if structure.narrow_qk:
         d = each_lane(
             lambda q, k, accum: contraction.narrow_scores(
                 q, k, Format(*accum), structure.qk_chunk, structure.qk_partials, structure.qk_tree
