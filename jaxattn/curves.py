@@ -133,7 +133,7 @@ def _chosen(recipes: Sequence[Recipe | str]) -> list[Recipe]:
     chosen = [kernels.get(recipe) if isinstance(recipe, str) else recipe for recipe in recipes]
     for recipe in chosen:
         if not isinstance(recipe, Recipe):
-            raise TypeError(f"recipes must be Recipes or names, got {recipe!r:.60}")
+            raise TypeError(f"recipes must be Recipes or names, got a {type(recipe).__name__}")
     if not chosen:
         raise ValueError("recipes must hold at least one recipe")
     return chosen

@@ -224,7 +224,7 @@ def _advance(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _finish(lanes: Lanes, f: Any, carry: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _finish(lanes: Lanes, f: Any, carry: Any) -> tuple[jax.Array, ...]:
     return jax.vmap(lambda carry: online_softmax.finish(lanes, f, carry))(carry)
 
 

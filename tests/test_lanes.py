@@ -129,7 +129,7 @@ class TestSharing:
             distinct = {tuple(getattr(recipe, name) for name in fields) for recipe in recipes}
             assert lanes.count(quantity) == len(distinct), quantity
             for number in traced[quantity].values():
-                assert {len(part) for part in np.atleast_2d(number)} == {len(distinct)}
+                assert len(number) == len(distinct)
         assert lanes.count("d") == 1 and lanes.count("y") == len(recipes)
 
     def test_a_grid_over_l_and_o(self):
