@@ -16,6 +16,7 @@ UNIT = 2 * TILE  # the softmax writes P in pairs of tiles, so a KV block is a mu
 PAIRS = 3  # KV blocks that the pipeline needs to overlap its stages
 HALF, FLOAT = 2, 4  # bytes
 PAGE, TILE_BYTES, LINE, VECTOR = 4096, 2048, 256, 128  # alignments, bytes
+LARGEST = 2**20  # keys in a block: a block is held in memory whole
 
 
 def _positive(name: str, value: object) -> None:
@@ -118,6 +119,8 @@ def check(rule: int | str) -> None:
             raise ValueError(f"kv_block rule {rule!r} is unknown; {hint}")
         return
     _positive("kv_block", rule)
+    if rule > LARGEST:
+        raise ValueError(f"kv_block must be at most {LARGEST} keys, got {rule}")
 
 
 def block_size(

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxattn import kernels, tiles
+from jaxattn import block_rules, kernels, tiles
 from jaxattn import metrics as measures
 from jaxattn.formats import format_of
 from jaxattn.lanes import structure_of
@@ -83,6 +83,8 @@ def error_curves(
     stream = _stream(query, key, value)
     lengths = _contexts(contexts, stream.length)
     metrics = measures.check_names(metrics)
+    if tile_keys is not None and not 1 <= tile_keys <= block_rules.LARGEST:
+        raise ValueError(f"tile_keys must be from 1 to {block_rules.LARGEST}, got {tile_keys}")
     scale = float(1 / math.sqrt(query.shape[-1]) if scale is None else scale)
     if not math.isfinite(scale):
         raise ValueError(f"scale must be finite, got {scale}")
