@@ -59,17 +59,20 @@ class Exact:
         self.at = 0
         self.known: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
+    def advance(self, position: int) -> None:
+        """Takes in whole pages, and what leads up to a context, as far as `position`."""
+        while (stop := next((n for n in self.contexts if n > self.at), None)) is not None:
+            end = min(self.at - self.at % PIECE_KEYS + PIECE_KEYS, stop)
+            if end > position:
+                return
+            self.state = reference.extend(self.state, self.query, *self.reader.read(self.at, end))
+            self.at = end
+            if end == stop:
+                self.known[stop] = reference.finish(self.state)
+
     def __call__(self, context: int) -> tuple[np.ndarray, np.ndarray]:
         """(output [K, R, D], log-sum-exp [K, R]) in float64 over the first `context` keys."""
-        while context not in self.known:
-            stop = next(n for n in self.contexts if n > self.at)
-            state = self.state
-            for start in range(self.at, stop, PIECE_KEYS):
-                piece = self.reader.read(start, min(start + PIECE_KEYS, stop))
-                state = reference.extend(state, self.query, *piece)
-            assert state is not None
-            self.at, self.state = stop, state
-            self.known[stop] = reference.finish(state)
+        self.advance(context)
         return self.known[context]
 
 
@@ -263,6 +266,7 @@ def run_all(
                 break
             else:
                 del walks[i], at[i]
+            exact.advance(min(at.values(), default=0))
             reader.forget(min([*at.values(), exact.at], default=0))
             if progress is not None:
                 progress(min(done, total), total)

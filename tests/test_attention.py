@@ -572,7 +572,7 @@ class TestStochastic:
         [
             ("scores",),
             pytest.param(("probs", "row_sum", "output", "rescale"), marks=pytest.mark.slow),
-            pytest.param(("running_max", "difference", "result"), marks=pytest.mark.slow),
+            pytest.param(("running_max", "difference", "summand"), marks=pytest.mark.slow),
         ],
     )
     def test_other_sites(self, sites):

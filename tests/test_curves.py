@@ -16,6 +16,7 @@ from jaxattn import (
     inputs,
     kernels,
     metrics,
+    passes,
     reference_attention,
 )
 from jaxattn.curves import Curves, default_contexts
@@ -201,6 +202,19 @@ class TestStreams:
         recipes = [FLOAT32, FLOAT32.replace(kv_block=96)]
         error_curves(query, Counted(), None, recipes, contexts=[100, 20_000, 40_000])
         assert sorted(asked) == sorted(set(asked))
+
+    def test_pages_are_let_go(self, monkeypatch):
+        """However far apart the contexts are: 16 pages of 2^14 keys, never more than a few held."""
+        held, forget = [], passes.Reader.forget
+
+        def spy(reader, below):
+            held.append(len(reader.pages))
+            forget(reader, below)
+
+        monkeypatch.setattr(passes.Reader, "forget", spy)
+        query, stream = inputs.regime("gaussian", length=2**18, seed=0, heads=1, head_dim=8)
+        error_curves(query[:, :2], stream, None, ["float32"], contexts=[2**18])
+        assert max(held) <= 4
 
     def test_queries_of_a_stream_have_no_batch(self):
         query, stream = inputs.regime("gaussian", length=300, seed=0, heads=1, head_dim=8)

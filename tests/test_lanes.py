@@ -74,7 +74,6 @@ def test_a_member_equals_its_one_recipe_run(base, queries, chosen):
 
 
 @pytest.mark.slow
-@pytest.mark.isa
 @pytest.mark.parametrize("queries", [1, 3, 16])
 @pytest.mark.parametrize("base", BASES)
 def test_every_member_equals_its_one_recipe_run(base, queries):

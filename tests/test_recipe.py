@@ -139,6 +139,11 @@ class TestStorage:
         ({"split_kv": 4, "sinks": "seed"}, "split_kv goes with sinks="),
         ({"key": "float16:sr"}, "site 'key' cannot round stochastically"),
         ({"pv_accum": "fp22:sr"}, "site 'pv_accum' cannot round stochastically"),
+        ({"result": "float16:sr"}, "site 'result' cannot round stochastically"),
+        (
+            {"running_max": "float16:sr", "sinks": "seed"},
+            "site 'running_max' cannot round stochastically",
+        ),
         ({"seed": -1}, "seed must be an integer of 32 bits, got -1"),
         ({"seed": 2**32}, "seed must be"),
         ({"seed": 1.5}, "seed must be"),
