@@ -159,7 +159,7 @@ def weave(
             name: _stack(name, [id[j] for id in distinct]) for j, name in enumerate(own)
         }
     whole = FLOAT64 if structure.storage == "float64" else FLOAT32
-    # Inputs that a format holds need no rounding to it; a query that was scaled is no input any more.
+    # Inputs that a format holds need no rounding to it; a scaled query is no input any more.
     inputs = {"query": query, "key": key, "value": value}
     if structure.scale_at == "query":
         inputs["query"] = whole

@@ -51,7 +51,7 @@ class Reader:
 
 
 class Exact:
-    """Reference outputs at ascending contexts, extended no further than they are asked for."""
+    """Reference outputs at ascending contexts: a state that takes in the keys as passes go."""
 
     def __init__(self, reader: Reader, query: np.ndarray, contexts: list[int]) -> None:
         self.reader, self.query, self.contexts = reader, query, contexts
