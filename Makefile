@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 STUDY ?= hexagon
-OUT ?= results/$(STUDY)
+OUT ?=
 ARGS ?=
 PYTEST ?= -n auto --maxprocesses 4
 
@@ -22,10 +22,10 @@ help: ## list the targets
 setup: $(VENV)/.dev ## create .venv with everything: runtime, studies, tests and tools
 
 sweep: $(VENV)/.sweeps ## run a study and draw its figure (STUDY=, OUT=, ARGS=--quick)
-	$(RUN) -m sweeps run $(STUDY) --out $(OUT) $(ARGS)
+	$(RUN) -m sweeps run $(STUDY) $(if $(OUT),--out $(OUT)) $(ARGS)
 
 figures: $(VENV)/.sweeps ## draw the figure of the rows in OUT again
-	$(RUN) -m plots $(OUT)
+	$(RUN) -m plots $(or $(OUT),results/$(STUDY))
 
 test: $(VENV)/.dev ## run the quick tests
 	$(RUN) -m pytest -m "not slow" $(PYTEST)

@@ -60,10 +60,13 @@ def _card(recipe: Recipe) -> list[str]:
         if getattr(recipe, name) != getattr(ideal, name):
             fields.append((name, f"{getattr(recipe, name):g}", meaning))
     for name, meanings in CHOICES.items():
+        if name == "log2e_at" and recipe.exp == "exp":
+            continue  # scores are in base e
         fields.append((name, getattr(recipe, name), meanings[getattr(recipe, name)]))
     for name in ("kv_block", "output_every", "qk_chunk", "qk_partials", "pv_chunk", "split_kv"):
         if name == "kv_block" or getattr(recipe, name) != getattr(ideal, name):
-            fields.append((name, getattr(recipe, name), ""))
+            meaning = "keys, or the kernel's own rule" if name == "kv_block" else ""
+            fields.append((name, getattr(recipe, name), meaning))
     lines.append("  (sites that are not listed hold float32)")
     widths = [max(len(str(field[i])) for field in fields) for i in range(2)]
     for name, value, meaning in fields:

@@ -20,6 +20,7 @@ from jaxattn.recipe import Recipe
 
 # l is called stagnated once updates that changed nothing have cost it this share of its weight.
 STAGNATED = 0.01
+LONGEST = 2**30  # keys are counted in 32 bits
 
 METRICS = ("nmse", "rel_l2", "max_abs", "cosine", "bias_l", "bias_o")
 
@@ -203,6 +204,8 @@ def _not_floating(name: str, x: np.ndarray) -> None:
 
 
 def _contexts(contexts: Sequence[int] | None, length: int) -> list[int]:
+    if length > LONGEST:
+        raise ValueError(f"a context must be at most {LONGEST} keys, got {length}")
     if contexts is None:
         return default_contexts(length)
     wrong = [n for n in contexts if int(n) != n or not 1 <= n <= length]

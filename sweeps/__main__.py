@@ -57,7 +57,9 @@ def run(
     seeds: Annotated[int | None, typer.Option(help="draws of each regime: 0 to SEEDS - 1")] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", help="site=format: a changed recipe beside each; may be repeated"),
+        typer.Option(
+            "--set", help="site=format: a changed recipe beside each; all changes go into it"
+        ),
     ] = None,
     figures: Annotated[bool, typer.Option(help="draw the figures as well")] = True,
 ) -> None:
@@ -75,6 +77,8 @@ def run(
     names = recipes.split(",") if recipes is not None else chosen.recipes
     by_name = plan.recipes_of(list(names), set_ or [])
     sources = plan.inputs_of(chosen, inputs, seeds, max_context)
+    if any(source.observed for source in sources):
+        _note("the capture's own `output` is checked, but this study does not compare with it")
     labels = list(dict.fromkeys(source.label for source in sources))
     default = [chosen.name, *(["quick"] if quick else []), *(labels if inputs else [])]
     root = out or Path("results", "-".join(default))

@@ -8,6 +8,7 @@ from typing import Any
 
 from sweeps.keys import part_key
 
+LONGEST = 2**30  # keys are counted in 32 bits
 RULE = "rule"  # the name of "as the recipe itself sets its KV block"
 TILE_KEYS = None  # keys per compiled step: error_curves' own choice
 BUNDLED = {"minilm": Path(__file__).parent / "data" / "minilm_layer4_8k.safetensors"}
@@ -46,6 +47,7 @@ class Inputs:
     length: int
     identity: Mapping[str, Any]
     arrays: tuple[Any, Any, Any]
+    observed: bool = False  # the capture holds its kernel's own output too
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,6 +139,8 @@ def inputs_of(
         raise ValueError(f"--seeds must be at least 1, got {seeds}")
     if longest is not None and longest < 1:
         raise ValueError(f"--max-context must be at least 1, got {longest}")
+    if longest is not None and longest > LONGEST:
+        raise ValueError(f"--max-context must be at most {LONGEST:,}, got {longest:,}")
     path = BUNDLED.get(choice or "", Path(choice or ""))
     if choice is not None and (choice in BUNDLED or path.exists()):
         if seeds is not None:
@@ -158,7 +162,8 @@ def _captured(path: Path, longest: int | None) -> Inputs:
         raise ValueError(f"--max-context {longest}: {capture.label} has {capture.length} keys")
     arrays = (capture.query, capture.key, capture.value)
     length = longest or capture.length
-    return Inputs(capture.label, "capture", 0, length, capture.identity, arrays)
+    observed = capture.output is not None
+    return Inputs(capture.label, "capture", 0, length, capture.identity, arrays, observed)
 
 
 def _drawn(study: Study, name: str, seed: int, length: int) -> Inputs:

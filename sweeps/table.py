@@ -22,16 +22,18 @@ def medians(rows: pd.DataFrame, group: Sequence[str]) -> pd.DataFrame:
     return keyed.groupby([*group, "context"], sort=False, observed=True).median().sort_index()
 
 
-def crossing(contexts: np.ndarray, nmse: np.ndarray) -> str:
+def crossing(contexts: np.ndarray, nmse: np.ndarray, overflows: bool = False) -> str:
     """The first context whose median NMSE passes TOLERANCE; '-' if none does.
 
-    A trailing '~' says that a longer context is within the tolerance again.
+    A trailing '~' says that a longer context is within the tolerance again, '!' that some row
+    overflows at some context: a median can hide that.
     """
     above = nmse > TOLERANCE
+    mark = "!" if overflows else ""
     if not above.any():
-        return "-"
+        return f"-{mark}"
     first = int(np.argmax(above))
-    return f"{int(contexts[first]):,}" + ("" if above[first:].all() else "~")
+    return f"{int(contexts[first]):,}" + ("" if above[first:].all() else "~") + mark
 
 
 def reported(contexts: Sequence[int]) -> list[int]:
@@ -43,12 +45,14 @@ def table(rows: pd.DataFrame, recipes: Sequence[str], inputs: Sequence[str]) -> 
     """One line for each recipe and block, one paragraph for each input."""
     group = ["inputs", "recipe", "block"]
     curves = medians(rows, group)
+    overflows = rows.groupby(group, observed=True)["overflow"].any()
     sizes = rows.groupby([*group, "context"], observed=True)["kv_block"].max()
     at = reported(sorted(rows["context"].unique()))
     width = max(8, *(len(name) + 2 for name in recipes))
     words = ("NMSE at", "error of l at", "error of o at")
-    above = "".join(f"{word:>{9 * len(at)}}" for word in words)
-    head = f"{'recipe':<{width}}{'KV block':<10}" + "".join(f"{n:>9,}" for n in at) * 3
+    wide = max(9, -(-16 // len(at)))  # a heading is 14 letters
+    above = "".join(f"{word:>{wide * len(at)}}" for word in words)
+    head = f"{'recipe':<{width}}{'KV block':<10}" + "".join(f"{n:>{wide},}" for n in at) * 3
     lines = []
     for source in inputs:
         lines += ["", f"{source:<{width + 10}}{above}", f"{head}{'passes':>10}"]
@@ -58,26 +62,31 @@ def table(rows: pd.DataFrame, recipes: Sequence[str], inputs: Sequence[str]) -> 
             size = int(sizes.loc[(*key, curve.index[-1])])
             cells = [_nmse(curve["nmse"].get(n)) for n in at]
             cells += [_signed(curve[bias].get(n)) for bias in ("bias_l", "bias_o") for n in at]
-            cells.append(crossing(curve.index.to_numpy(), curve["nmse"].to_numpy()))
+            passes = crossing(curve.index.to_numpy(), curve["nmse"].to_numpy(), overflows[key])
+            cells.append(passes)
             line = f"{recipe:<{width}}{_block(block, size):<10}"
-            lines.append(line + "".join(f"{cell:>9}" for cell in cells[:-1]) + f"{cells[-1]:>10}")
+            lines.append(
+                line + "".join(f"{cell:>{wide}}" for cell in cells[:-1]) + f"{cells[-1]:>10}"
+            )
     lines += [
         "",
         "Medians over seeds, heads and queries. Errors of the running sum l and the output o are",
         "relative and signed. passes: first context with NMSE above 5e-4; ~: within it",
-        "again at a longer one; -: none.",
+        "again at a longer one; !: some row overflows at some context; -: none.",
     ]
     return "\n".join(lines[1:])
 
 
 def crossings(rows: pd.DataFrame, recipes: Sequence[str], inputs: Sequence[str]) -> str:
     """The context at which each curve passes the tolerance: recipe and block x input."""
-    curves = medians(rows, ["inputs", "recipe", "block"])
+    group = ["inputs", "recipe", "block"]
+    curves, overflows = medians(rows, group), rows.groupby(group, observed=True)["overflow"].any()
     width = max(8, *(len(name) + 2 for name in recipes))
     wide = max(len(name) for name in inputs) + 2
     longest = f"{int(rows['context'].max()):,}"
     lines = [
-        f"First context at which the median NMSE passes 5e-4 (-: not up to {longest})",
+        f"First context at which the median NMSE passes 5e-4 (-: not up to {longest};"
+        " !: some row overflows)",
         f"{'recipe':<{width}}{'KV block':<9}" + "".join(f"{name:>{wide}}" for name in inputs),
     ]
     for recipe, block in _curves(rows, recipes):
@@ -85,7 +94,8 @@ def crossings(rows: pd.DataFrame, recipes: Sequence[str], inputs: Sequence[str])
         for source in inputs:
             try:
                 curve = curves.loc[(source, recipe, block)]["nmse"]
-                cells.append(crossing(curve.index.to_numpy(), curve.to_numpy()))
+                overflowed = overflows[(source, recipe, block)]
+                cells.append(crossing(curve.index.to_numpy(), curve.to_numpy(), overflowed))
             except KeyError:
                 cells.append("")
         lines.append(f"{recipe:<{width}}{block:<9}" + "".join(f"{cell:>{wide}}" for cell in cells))

@@ -64,8 +64,8 @@ def test_the_error_vector_is_the_real_one(name):
     """Half-precision outputs, rounded at every key: the same error, not only its size."""
     real, got, reference = errors(name)
     assert nmse(real, reference) == pytest.approx(CASES[name]["nmse_vs_float64"], rel=1e-6)
-    assert np.corrcoef(real.ravel(), got.ravel())[0, 1] >= 0.999
-    assert nmse(got, reference) == pytest.approx(nmse(real, reference), rel=0.02)
+    assert np.corrcoef(real.ravel(), got.ravel())[0, 1] >= 0.9995
+    assert nmse(got, reference) == pytest.approx(nmse(real, reference), rel=0.01)
     for head in range(CASES[name]["heads"]):
         assert np.corrcoef(real[:, head].ravel(), got[:, head].ravel())[0, 1] >= 0.995
 
@@ -90,3 +90,15 @@ def test_other_recipes_do_not_pass():
         recipe = decode.replace(**changes)
         got = np.asarray(jaxattn.dot_product_attention(q, k, v, recipe=recipe)) - reference
         assert np.corrcoef(real.ravel(), got.ravel())[0, 1] < 0.95, changes
+
+
+def test_real_activations_make_the_error_that_they_make_in_the_real_kernel():
+    """Median NMSE over queries of each head, as the real decode kernel has it on these inputs."""
+    capture = jaxattn.captures.load(
+        FILE.parents[2] / "sweeps" / "data" / "minilm_layer4_8k.safetensors"
+    )
+    curves = jaxattn.error_curves(
+        capture.query, capture, None, ["ggml-cpu-decode"], contexts=[8192], metrics=("nmse",)
+    )
+    medians = np.median(curves.metrics["nmse"][0, 0, 0], axis=0)
+    np.testing.assert_allclose(medians, [0.0272, 0.0039, 0.0028, 0.0015], rtol=0.02)

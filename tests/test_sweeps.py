@@ -97,7 +97,13 @@ def fake_capture(path: Path) -> Any:
     if path.suffix != ".npz":
         raise ValueError(f"{path}: neither .npz nor .safetensors")
     return types.SimpleNamespace(
-        query=None, key=None, value=None, length=300, label=path.stem, identity={"sha256": "0f"}
+        query=None,
+        key=None,
+        value=None,
+        output=None,
+        length=300,
+        label=path.stem,
+        identity={"sha256": "0f"},
     )
 
 
@@ -337,7 +343,7 @@ def test_progress_bar_reaches_its_end(monkeypatch):
 def frame(nmse: list[float], contexts: tuple[int, ...] = (4096, 32768, 131072)) -> pd.DataFrame:
     rows = [
         {"recipe": "a", "inputs": "i", "block": "64", "kv_block": 64, "context": n, "seed": s}
-        | {"nmse": value * factor, "bias_l": 0.25, "bias_o": -0.5}
+        | {"nmse": value * factor, "bias_l": 0.25, "bias_o": -0.5, "overflow": False}
         for n, value in zip(contexts, nmse, strict=True)
         for s, factor in enumerate((0.5, 1.0, 3.0))
     ]
@@ -369,6 +375,17 @@ def test_table_prints_medians_at_the_reported_contexts():
     assert lines[2].split() == ["a", "64", "1.0e-06", "6.0e-04", "inf"] + ["+2.5e-01"] * 3 + [
         "-5.0e-01"
     ] * 3 + ["32,768"]
+
+
+def test_an_overflow_that_the_median_hides_is_marked():
+    rows = frame([1e-6] * 3).assign(overflow=8 * [False] + [True])
+    assert table.crossings(rows, ["a"], ["i"]).splitlines()[-1].split() == ["a", "64", "-!"]
+    assert table.table(rows, ["a"], ["i"]).splitlines()[2].split()[-1] == "-!"
+
+
+def test_headings_stay_apart_over_a_single_context():
+    heading = table.table(frame([1e-6], (4096,)), ["a"], ["i"]).splitlines()[0]
+    assert heading.split("  ")[-1].strip() == "error of o at" and "aterror" not in heading
 
 
 def test_table_of_a_short_run_reports_its_longest_context():
