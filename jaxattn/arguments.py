@@ -99,7 +99,8 @@ def lengths(name: str, lengths: Any, batch: int) -> jax.Array | None:
     return lengths.astype(jnp.int32)
 
 
-def number(name: str, number: Any, storage: str) -> jax.Array:
+def check_number(name: str, number: Any) -> None:
+    """That a number whose value is known, not traced, is finite (and softcap positive)."""
     try:
         if not math.isfinite(number) or (name == "softcap" and number <= 0):
             raise ValueError(
@@ -107,4 +108,3 @@ def number(name: str, number: Any, storage: str) -> jax.Array:
             )
     except jax.errors.ConcretizationTypeError:
         pass
-    return jnp.asarray(number, storage)

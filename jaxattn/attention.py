@@ -52,7 +52,8 @@ def dot_product_attention(
     return_residual: also the log-sum-exp of the scores, float32 [B, T, N]
 
     Returns [B, T, N, D] in query's dtype. Runs under jit, vmap and grad; gradients pass straight
-    through every rounding and treat exponentials as the smooth curves they approximate.
+    through every rounding and treat exponentials as the smooth curves they approximate (recipes of
+    float64 storage: first derivatives in reverse mode only).
     Raises ValueError or TypeError for arguments that do not fit.
     """
     recipe = kernels.get(recipe) if isinstance(recipe, str) else recipe
@@ -68,8 +69,14 @@ def dot_product_attention(
     window = arguments.window(local_window_size)
     if scale is None:
         scale = 1 / math.sqrt(shape[4])
+    arguments.check_number("scale", scale)
+    if softcap is not None:
+        arguments.check_number("softcap", softcap)
 
-    def attend(query: Any, key: Any, value: Any, bias: Any, sinks: Any, masks: Masks) -> Any:
+    def attend(
+        query: Any, key: Any, value: Any, bias: Any, sinks: Any, masks: Masks, *numbers: Any
+    ) -> Any:
+        scale, softcap = numbers
         arrays = [arguments.four(x) for x in (query, key, value)]
         lanes, f = weave([recipe], *(format_of(x.dtype) for x in arrays))
         # Formats as constants could be folded away, and a rounding with them (see lanes._PRODUCTS).
@@ -81,14 +88,16 @@ def dot_product_attention(
             arguments.fit_bias(bias, shape),
             masks,
             None if sinks is None else jnp.asarray(sinks),
-            arguments.number("scale", scale, recipe.storage),
-            None if softcap is None else arguments.number("softcap", softcap, recipe.storage),
+            jnp.asarray(scale, recipe.storage),
+            None if softcap is None else jnp.asarray(softcap, recipe.storage),
             causal=bool(is_causal),
             window=window,
         )
         return out.astype(arrays[0].dtype), lse.astype(jnp.float32)
 
-    out, lse = _stored(attend, recipe.storage)(query, key, value, bias, sinks, masks)
+    out, lse = _stored(attend, recipe.storage)(
+        query, key, value, bias, sinks, masks, scale, softcap
+    )
     if not batched:
         out, lse = out[0], lse[0]
     return (out, lse) if return_residual else out

@@ -38,6 +38,8 @@ def narrow_scores(
     head_dim = q.shape[-1]
     chunk = chunk or max(head_dim // partials, 1)
     whole = head_dim - head_dim % (partials * chunk)
+    if not whole:
+        return scores(q, k)
 
     def part(start: int) -> jax.Array:
         shape = (chunk, partials)

@@ -15,8 +15,8 @@ LOG2E = math.log2(math.e)
 Function = Callable[[jax.Array], jax.Array]
 
 
-def _smooth(function: Function, slope: Callable[[jax.Array], jax.Array]) -> Function:
-    """`function` with the derivative slope(y) of the curve that it approximates.
+def _smooth(function: Function, curve: Function, slope: Function) -> Function:
+    """`function` with the derivatives of the curve that it approximates, slope(y) the first.
 
     Bit tricks and tables have no useful derivative of their own.
     """
@@ -24,7 +24,10 @@ def _smooth(function: Function, slope: Callable[[jax.Array], jax.Array]) -> Func
 
     @wrapped.defjvp
     def derivative(primals, tangents):  # type: ignore[no-untyped-def]
-        y = wrapped(*primals)
+        # As in rounding.py: the value carries its derivative, for whoever differentiates again.
+        still = jax.lax.stop_gradient(primals[0])
+        moved = curve(primals[0]) - curve(still)
+        y = wrapped(still) + jnp.where(jnp.isfinite(moved), moved, jnp.zeros_like(moved))
         return y, slope(y) * tangents[0]
 
     return functools.wraps(function)(wrapped)
@@ -92,7 +95,7 @@ def _table(x: jax.Array, name: str) -> jax.Array:
 
 
 def _base2(function: Function) -> tuple[Function, int]:
-    return _smooth(function, lambda y: y * math.log(2)), 2
+    return _smooth(function, jnp.exp2, lambda y: y * math.log(2)), 2
 
 
 # name -> (function of an array, its base: "e" is 0)
@@ -108,5 +111,5 @@ EXPONENTIALS: dict[str, tuple[Function, int]] = {
 
 TANHS: dict[str, Function] = {
     "tanh": jnp.tanh,
-    "tanh_half": _smooth(functools.partial(_table, name="tanh"), lambda y: 1 - y * y),
+    "tanh_half": _smooth(functools.partial(_table, name="tanh"), jnp.tanh, lambda y: 1 - y * y),
 }

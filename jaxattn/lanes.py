@@ -226,7 +226,9 @@ def rounder(lanes: Lanes, f: Traced, key: jax.Array | None = None) -> Any:
         if site in lanes.stochastic:
             assert key is not None  # whoever walks the keys passes one, see random_keys
             # One draw for all lanes: they are compared on common random numbers.
-            bits = jax.random.bits(jax.random.fold_in(key, _SITE_NUMBER[site]), (1, *x.shape[1:]))
+            bits = jax.random.bits(
+                jax.random.fold_in(key, _SITE_NUMBER[site]), (1, *x.shape[1:]), jnp.uint32
+            )
         return round_to(x, format, bits)
 
     return round

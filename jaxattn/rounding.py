@@ -199,7 +199,12 @@ def _random(bits: jax.Array, drop: jax.Array, dtype: Any) -> jax.Array:
 
 def _straight_through(function: Any) -> None:
     def derivative(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
-        return function(*primals), tangents[0]
+        # The value with x's derivative written out: lax.scan drops custom rules from what it saves
+        # for the backward pass, and second derivatives would silently be zero.
+        x, *rest = primals
+        still = jax.lax.stop_gradient(x)
+        moved = jnp.where(jnp.isfinite(x), x - still, jnp.zeros_like(x))
+        return function(still, *rest) + moved, tangents[0]
 
     function.defjvp(derivative)
 

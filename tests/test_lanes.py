@@ -61,12 +61,11 @@ def assert_alone_equals_together(recipes, chosen, queries):
 @pytest.mark.parametrize(
     ("base", "queries", "chosen"),
     [
-        ("float32", 3, (0, 5, 17, 26)),
-        ("float32", 1, (17, 20)),
+        ("float32", 3, (5, 17)),
+        ("float32", 1, (17,)),
         ("float32", 16, (17,)),
-        ("hexagon", 3, (0, 17)),
-        ("ggml", 3, (0, 11)),
-        ("ggml", 1, (11,)),
+        ("hexagon", 3, (17,)),
+        ("ggml", 3, (11,)),
     ],
 )
 def test_a_member_equals_its_one_recipe_run(base, queries, chosen):
