@@ -208,7 +208,7 @@ def _contexts(contexts: Sequence[int] | None, length: int) -> list[int]:
         raise ValueError(f"a context must be at most {LONGEST} keys, got {length}")
     if contexts is None:
         return default_contexts(length)
-    wrong = [n for n in contexts if int(n) != n or not 1 <= n <= length]
+    wrong = [n for n in contexts if not 1 <= n <= length or int(n) != n]
     if wrong or not len(contexts):
         raise ValueError(
             f"contexts must be whole numbers from 1 to the {length} keys there are, got {wrong}"

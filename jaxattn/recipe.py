@@ -96,6 +96,9 @@ _POSITIVE = {
 }
 
 
+WORDS = ("name", "citation", "inferred")  # about the kernel, not of its arithmetic
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
     """One kernel's arithmetic. Every field of SITES is a Format (or what format_of takes).
@@ -212,8 +215,7 @@ class Recipe:
 
     def identity(self) -> dict[str, Any]:
         """to_dict without name, citation and inferred: two kernels that round alike are one."""
-        words = ("name", "citation", "inferred")
-        return {key: value for key, value in self.to_dict().items() if key not in words}
+        return {key: value for key, value in self.to_dict().items() if key not in WORDS}
 
 
 def _number(field: str, value: Any) -> float:
@@ -262,7 +264,7 @@ def parse_settings(settings: list[str]) -> dict[str, Any]:
 
     Raises ValueError for an unknown field or format, naming the nearest.
     """
-    fields = {field.name: field for field in dataclasses.fields(Recipe)}
+    fields = {field.name for field in dataclasses.fields(Recipe)} - set(WORDS)
     changes: dict[str, Any] = {}
     for setting in settings:
         name, equals, text = setting.partition("=")

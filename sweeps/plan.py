@@ -8,6 +8,7 @@ from typing import Any
 
 from sweeps.keys import part_key
 
+MOST_SEEDS = 10_000
 LONGEST = 2**30  # keys are counted in 32 bits
 RULE = "rule"  # the name of "as the recipe itself sets its KV block"
 TILE_KEYS = None  # keys per compiled step: error_curves' own choice
@@ -137,6 +138,8 @@ def inputs_of(
     """
     if seeds is not None and seeds < 1:
         raise ValueError(f"--seeds must be at least 1, got {seeds}")
+    if seeds is not None and seeds > MOST_SEEDS:
+        raise ValueError(f"--seeds must be at most {MOST_SEEDS:,}, got {seeds:,}")
     if longest is not None and longest < 1:
         raise ValueError(f"--max-context must be at least 1, got {longest}")
     if longest is not None and longest > LONGEST:
