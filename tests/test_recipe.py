@@ -229,9 +229,10 @@ class TestParseSettings:
             "mask_value=-inf",
             "exp=exp2",
             "seed=3",
-            "name=mine",
         ]
-        recipe = Recipe().replace(**parse_settings(settings))
+        recipe = Recipe().replace(**parse_settings(settings), name="mine")
+        with pytest.raises(ValueError, match="unknown recipe field 'name'"):
+            parse_settings(["name=other"])
         assert recipe == Recipe(
             name="mine",
             running_sum="fp22",
