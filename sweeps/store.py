@@ -56,9 +56,6 @@ def read_manifest(root: Path) -> dict[str, Any]:
         ) from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise StoreError(f"{path}: not a manifest of {FORMAT!r}")
-    missing = [name for name in ("study", "recipes", "inputs", "parts") if name not in manifest]
-    if missing:
-        raise StoreError(f"{path}: lacks {', '.join(missing)}; the same `run` again rebuilds it")
     return manifest
 
 
