@@ -14,6 +14,8 @@ DECODE = Recipe(
     inferred="float32 sums inside q·k in this host's order",
     kv_block=1,
     query=FLOAT16,
+    key=FLOAT16,
+    value=FLOAT16,
     rescaled_output=FLOAT16,
     output=FLOAT16,
     output_every=1,
@@ -23,6 +25,8 @@ DECODE_F32 = DECODE.replace(
     name="ggml-cpu-decode-f32",
     citation=DECODE.citation.replace("float16 V", "V of another type: o in float32"),
     query=FLOAT32,
+    key=FLOAT32,
+    value=FLOAT32,
     output=FLOAT32,
 )
 
