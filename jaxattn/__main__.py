@@ -8,7 +8,7 @@ import typer
 
 from jaxattn import kernels
 from jaxattn.formats import name_of
-from jaxattn.recipe import CHOICES, NUMBERS, SITES, Recipe
+from jaxattn.recipe import CHOICES, INTEGERS, NUMBERS, SITES, Recipe
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -63,9 +63,9 @@ def _card(recipe: Recipe) -> list[str]:
         if name == "log2e_at" and recipe.exp == "exp":
             continue  # scores are in base e
         fields.append((name, getattr(recipe, name), meanings[getattr(recipe, name)]))
-    for name in ("kv_block", "output_every", "qk_chunk", "qk_partials", "pv_chunk", "split_kv"):
-        if name == "kv_block" or getattr(recipe, name) != getattr(ideal, name):
-            meaning = "keys, or the kernel's own rule" if name == "kv_block" else ""
+    fields.append(("kv_block", recipe.kv_block, "keys, or the kernel's own rule"))
+    for name, meaning in INTEGERS.items():
+        if getattr(recipe, name) != getattr(ideal, name):
             fields.append((name, getattr(recipe, name), meaning))
     lines.append("  (sites that are not listed hold float32)")
     widths = [max(len(str(field[i])) for field in fields) for i in range(2)]

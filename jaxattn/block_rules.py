@@ -1,6 +1,7 @@
 """The kernels' own choice of KV block size, as functions of the context. Pure Python integers.
 
-A recipe's `kv_block` is a number or a name of RULES. The Hexagon HMX kernel searches the query
+A recipe's `kv_block` is a number or a name of RULES: "whole" for softmax that is not online, where
+the whole context is one block, or the search of a Hexagon kernel. The HMX kernel searches the query
 block Br and the KV block Bc that minimise an estimated time among those whose buffers fit into
 VTCM, the DSP's scratch memory. So Bc grows with the context until VTCM is full, and depends on the
 head sizes, the threads and the number of queries: `HmxConfiguration` holds what is not a shape.
@@ -16,6 +17,7 @@ UNIT = 2 * TILE  # the softmax writes P in pairs of tiles, so a KV block is a mu
 PAIRS = 3  # KV blocks that the pipeline needs to overlap its stages
 HALF, FLOAT = 2, 4  # bytes
 PAGE, TILE_BYTES, LINE, VECTOR = 4096, 2048, 256, 128  # alignments, bytes
+WHOLE_UNIT = 256  # slots of the smallest block of "whole"
 LARGEST = 2**20  # keys in a block: a block is held in memory whole
 
 
@@ -100,7 +102,15 @@ def HMX_FLASH_2026_08(
     return _cheapest(context, configuration, pipeline, fits, cost)
 
 
+def WHOLE(context: int, head_dim: int, value_dim: int, configuration: HmxConfiguration) -> int:
+    """The whole context. Raises ValueError past LARGEST: a block is held in memory whole."""
+    if context > LARGEST:
+        raise ValueError(f"kv_block='whole' goes up to {LARGEST} keys, got a context of {context}")
+    return context
+
+
 RULES: dict[str, Rule] = {
+    "whole": WHOLE,
     "hexagon-hmx-2026-06": HMX_FLASH_2026_06,
     "hexagon-hmx-2026-08": HMX_FLASH_2026_08,
 }
@@ -147,16 +157,28 @@ def largest(
 ) -> int:
     """The block that `rule` settles on as the context grows without bound: VTCM is the limit.
 
-    A number passes through. Raises as block_size.
+    A number passes through; "whole" ends at LARGEST. Raises as block_size.
     """
-    return block_size(rule, 2**60, head_dim, value_dim, configuration)
+    context = LARGEST if rule == "whole" else 2**60
+    return block_size(rule, context, head_dim, value_dim, configuration)
+
+
+def width(rule: int | str, context: int, head_dim: int, value_dim: int) -> int:
+    """Slots that a block of `rule` is laid in at `context` keys: few sizes, each a compilation.
+
+    A number passes through; the HMX rules have one width, "whole" the next power of two.
+    Raises as block_size.
+    """
+    if rule == "whole":
+        block_size(rule, context, head_dim, value_dim)
+        return max(WHOLE_UNIT, 1 << (context - 1).bit_length())
+    return widest(rule, head_dim, value_dim)
 
 
 @functools.cache
 def widest(rule: int | str, head_dim: int, value_dim: int) -> int:
-    """The largest block that `rule` chooses at any multiple of 64 keys up to 2^16, or settles on.
-
-    A number passes through. Raises as block_size.
+    """The largest block that an HMX rule chooses at any multiple of 64 keys up to 2^16, or settles
+    on. A number passes through. Raises as block_size.
     """
     if not isinstance(rule, str):
         return block_size(rule, 1, head_dim, value_dim)
@@ -165,8 +187,11 @@ def widest(rule: int | str, head_dim: int, value_dim: int) -> int:
 
 
 def unit(rule: int | str) -> int:
-    """A number that divides every block size of `rule`: the number itself, or 64 for HMX."""
+    """A number that divides every block of `rule`: the number itself, 64 for HMX, 256 for the
+    slots of "whole"."""
     check(rule)
+    if rule == "whole":
+        return WHOLE_UNIT
     return UNIT if isinstance(rule, str) else rule
 
 

@@ -27,15 +27,24 @@ def scores(q: jax.Array, k: jax.Array) -> jax.Array:
 
 
 def narrow_scores(
-    q: jax.Array, k: jax.Array, accum: Format, chunk: int | None, partials: int, tree: int
+    q: jax.Array,
+    k: jax.Array,
+    accum: Format,
+    chunk: int | None,
+    promote: int | None,
+    partials: int,
+    tree: int,
 ) -> jax.Array:
     """q·k in accumulators of format `accum`: q [R, H], k [n, w, H] -> [R, n, w].
 
     `partials` interleaved accumulators each add `chunk` exact products before they round (None:
     all of theirs); a tree in `accum` then halves their number until `tree` are left, and those
-    are added in the storage dtype. What H leaves over is added in the storage dtype too.
+    are added in the storage dtype. `promote`: as many accumulators as there are runs of that many
+    products, and no tree. What H leaves over is added in the storage dtype too.
     """
     head_dim = q.shape[-1]
+    if promote:
+        partials = tree = max(head_dim // promote, 1)
     chunk = chunk or max(head_dim // partials, 1)
     whole = head_dim - head_dim % (partials * chunk)
     if not whole:
@@ -65,7 +74,8 @@ def values(p: jax.Array, v: jax.Array) -> jax.Array:
 def narrow_values(p: jax.Array, v: jax.Array, accum: Format, chunk: int) -> jax.Array:
     """Each block's p·v in an accumulator that rounds to `accum` after every `chunk` keys.
 
-    p [R, n, w], v [n, w, D] -> [n, R, D]; the accumulator starts at zero with each block.
+    p [R, n, w], v [n, w, D] -> [n, R, D]; the accumulator starts at zero with each block, or with
+    what the caller calls one.
     """
     rows, blocks, width = p.shape
     parts = values(

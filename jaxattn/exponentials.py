@@ -33,7 +33,7 @@ def _smooth(function: Function, curve: Function, slope: Function) -> Function:
     return functools.wraps(function)(wrapped)
 
 
-def _power_of_two(k: jax.Array) -> jax.Array:
+def power_of_two(k: jax.Array) -> jax.Array:
     """2^k for whole k in the normal range of k's dtype, by its bits."""
     integer, digits, bias = (
         (jnp.int32, 24, 127) if k.dtype == jnp.float32 else (jnp.int64, 53, 1023)
@@ -47,7 +47,7 @@ def _exp2(x: jax.Array) -> jax.Array:
     k = jnp.round(finite)
     # 2^k in two factors, for results near the ends of the range.
     half = jnp.floor(k * 0.5)
-    y = jnp.exp((finite - k) * math.log(2)) * _power_of_two(half) * _power_of_two(k - half)
+    y = jnp.exp((finite - k) * math.log(2)) * power_of_two(half) * power_of_two(k - half)
     return jnp.where(jnp.isnan(x), x, y)
 
 
@@ -84,7 +84,7 @@ def _exp2_poly(x: jax.Array, degree: int) -> jax.Array:
     y = jnp.full_like(x, _POLY_EX2[degree][-1])
     for coefficient in reversed(_POLY_EX2[degree][:-1]):
         y = y * fraction + coefficient
-    return jnp.where(k < -126, y * 0, y * _power_of_two(k))
+    return jnp.where(k < -126, y * 0, y * power_of_two(k))
 
 
 def _table(x: jax.Array, name: str) -> jax.Array:

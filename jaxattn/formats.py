@@ -78,6 +78,12 @@ def unknown(kind: str, name: object, known: Any) -> ValueError:
 
 
 def _generic(name: str) -> Format | None:
+    if match := re.fullmatch(r"int([0-9]{1,2})", name):
+        bits = int(match[1])
+        if not 2 <= bits <= 24:
+            raise ValueError(f"format {name!r}: int<N> needs 2 <= N <= 24")
+        # All of one binade and what lies below it: equal steps of 1, as far on either side.
+        return Format(bits - 1, bits - 2, bits - 2, overflow=SATURATE)
     match = re.fullmatch(r"e([0-9]{1,2})m([0-9]{1,2})", name)
     if match is None:
         return None
@@ -97,7 +103,7 @@ def check(format: Format) -> Format:
     p, emin, emax, subnormals, reserved, overflow, rounding = fields
     rules = (
         (1 <= p <= 53, "1 <= precision <= 53"),
-        (-1022 <= emin < emax <= 1023, "-1022 <= emin < emax <= 1023"),
+        (-1022 <= emin <= emax <= 1023, "-1022 <= emin <= emax <= 1023"),
         (subnormals in (0, 1), "subnormals is 0 or 1"),
         (0 <= reserved < 2 ** (p - 1), "0 <= reserved < 2^(precision - 1)"),
         (overflow in range(3), "overflow is TO_INFINITY, SATURATE or TO_NAN"),
@@ -122,7 +128,8 @@ def format_of(name: Any) -> Format:
     """The Format that `name` stands for.
 
     name: a Format; a name of FORMATS; `e<E>m<M>` (E exponent bits, M stored significand bits, to
-    nearest even, with subnormals and infinity); any of them with suffixes after colons: `:rn`,
+    nearest even, with subnormals and infinity); `int<N>` (N-bit integers without the lowest, which
+    saturate); any of them with suffixes after colons: `:rn`,
     `:rz`, `:odd`, `:floor`, `:sr` (rounding), `:ftz` (flush subnormals), `:sat` (saturate); or a
     floating-point dtype. Raises ValueError for an unknown name, TypeError for another kind.
     """
@@ -130,10 +137,12 @@ def format_of(name: Any) -> Format:
         return check(name)
     if not isinstance(name, str):
         name = _dtype_name(name)
+        if name not in FORMATS:  # int8, a name of ours, is a dtype of integers too
+            raise unknown("format", name, FORMATS)
     base, *suffixes = name.split(":")
     format = _BY_NAME.get(base) or _generic(base)
     if format is None:
-        raise unknown("format", base, [*_BY_NAME, "e<E>m<M>"])
+        raise unknown("format", base, [*_BY_NAME, "e<E>m<M>", "int<N>"])
     changed: set[str] = set()
     for suffix in suffixes:
         if suffix not in _SUFFIXES:
@@ -152,7 +161,7 @@ def name_of(format: Format) -> str:
         if known == format:
             return name
     exponent = (format.emax + 1).bit_length()
-    bases = (*FORMATS, f"e{exponent}m{format.precision - 1}")
+    bases = (*FORMATS, f"e{exponent}m{format.precision - 1}", f"int{format.precision + 1}")
     codes = [""] + [f":{suffix}" for suffix in ("rn", "rz", "odd", "floor", "sr")]
     for base in bases:
         for rounding in codes:
@@ -165,6 +174,11 @@ def name_of(format: Format) -> str:
                     except ValueError:
                         break
     raise ValueError(f"{format} has no name; build formats with format_of")
+
+
+def largest(format: Format) -> float:
+    """The largest finite number of a static format."""
+    return (2.0 - (1 + format.reserved) * 2.0 ** (1 - format.precision)) * 2.0**format.emax
 
 
 def holds(wide: Format, narrow: Format) -> bool:

@@ -23,14 +23,14 @@ _SITE_NUMBER["summand"] = _SITE_NUMBER["probs"]  # what is summed is what is mul
 
 # quantity -> (what of the recipe it reads itself, the quantities it reads)
 QUANTITIES: dict[str, tuple[tuple[str, ...], str]] = {
-    "q": (("query", "scale"), ""),
-    "k": (("key",), ""),
+    "q": (("query",), ""),
+    "k": (("key", "key_shift", "shift"), ""),
     "v": (("value",), ""),
     "d": (("qk_accum",), "qk"),
     "s": (
         (
             *("scale", "cap", "scores", "softcap", "bias"),
-            *("mask_value", "mask_below", "bias_factor"),
+            *("mask_value", "mask_below", "bias_factor", "key_shift", "shift"),
         ),
         "d",
     ),
@@ -46,14 +46,31 @@ QUANTITIES: dict[str, tuple[tuple[str, ...], str]] = {
     "y": (("inverse", "result", "empty_inverse"), "mlo"),
 }
 
+
+def quantities(structure: "Structure") -> dict[str, tuple[tuple[str, ...], str]]:
+    """QUANTITIES of recipes of this structure, each after what it reads."""
+    table = dict(QUANTITIES)
+    if structure.scale_at == "query":
+        table["q"] = (("query", "scale", "scaled_query"), "")
+    if structure.normalise == "blocks":
+        table["o"] = ((*QUANTITIES["o"][0], "inverse"), "wbl")
+    if structure.normalise == "before":
+        table |= {"r": (QUANTITIES["r"][0], "e"), "p": (QUANTITIES["p"][0], "r")}
+        order = list(table)
+        i, j = order.index("p"), order.index("r")
+        order[i], order[j] = "r", "p"
+        table = {quantity: table[quantity] for quantity in order}
+    return table
+
+
 # Products that an addition follows always pass through rounding.py, so that no compiler contracts
 # the two into one FMA in one company of recipes and not in another.
-_PRODUCTS = {"scores", "exponent", "rescaled_sum", "rescaled_output"}
+_PRODUCTS = {"shift", "scores", "exponent", "rescaled_sum", "rescaled_output"}
 
 
 class Structure(NamedTuple):
     """What recipes must share to run together: what is neither format nor number, and whether
-    the running max is lazy and the accumulators inside the products narrow."""
+    the running max is lazy, keys are shifted and the accumulators inside the products narrow."""
 
     exp: str
     log2e_at: str
@@ -66,12 +83,16 @@ class Structure(NamedTuple):
     kv_block: int | str
     output_every: int | None
     qk_chunk: int | None
+    qk_promote: int | None
     qk_partials: int
     qk_tree: int
     pv_chunk: int | None
+    query_group: int | None
+    key_group: int | None
     split_kv: int
     seed: int
     lazy: bool
+    shifts: bool
     narrow_qk: bool
     narrow_pv: bool
 
@@ -82,6 +103,7 @@ def structure_of(recipe: Recipe) -> Structure:
     return Structure(
         **fields,
         lazy=recipe.lazy_threshold != 0,
+        shifts=recipe.key_shift != 0,
         narrow_qk=_rounds(recipe.qk_accum, whole),
         narrow_pv=_rounds(recipe.pv_accum, whole),
     )
@@ -143,9 +165,7 @@ def weave(
     lane: dict[str, list[int]] = {}  # quantity -> the lane of each recipe
     parents: dict[str, tuple[int, ...]] = {}
     traced: dict[str, dict[str, Any]] = {}
-    for quantity, (own, reads) in QUANTITIES.items():
-        if quantity == "q" and structure.scale_at != "query":
-            own = ("query",)
+    for quantity, (own, reads) in quantities(structure).items():
         ids = [
             (*(getattr(recipe, name) for name in own), *(lane[parent][i] for parent in reads))
             for i, recipe in enumerate(recipes)
@@ -159,10 +179,10 @@ def weave(
             name: _stack(name, [id[j] for id in distinct]) for j, name in enumerate(own)
         }
     whole = FLOAT64 if structure.storage == "float64" else FLOAT32
-    # Inputs that a format holds need no rounding to it; a scaled query is no input any more.
+    # Inputs that a format holds need no rounding to it; a shifted key is no input any more.
     inputs = {"query": query, "key": key, "value": value}
-    if structure.scale_at == "query":
-        inputs["query"] = whole
+    if structure.shifts:
+        inputs["key"] = whole
     active = {
         site
         for site in SITES

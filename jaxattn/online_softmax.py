@@ -64,7 +64,7 @@ def step(
     random: a PRNG key, where a site rounds stochastically.
     """
     round, take = rounder(lanes, f, random), lanes.take
-    s = scores(lanes, f, round, queries, key, bias, mask)
+    s = scores(lanes, f, round, queries, key, valid, bias, mask)
 
     peak = jnp.max(s, axis=-1, where=valid, initial=-jnp.inf)
     peak = take("m", "s", peak) + number(f, "m", "max_offset", peak)
@@ -75,9 +75,7 @@ def step(
     seen = round("e", "seen_max", _finite(take("e", "m", m)))[..., None]
     e = _exp(lanes, f, round, "e", take("e", "s", s) - seen)
     e = jnp.where(valid, e, jnp.zeros_like(e))
-    p = round("p", "probs", take("p", "e", e))
-    summand = take("r", "p", p) if lanes.sums_probs else round("r", "summand", take("r", "e", e))
-    r = round("r", "row_sum", contraction.total(summand))
+    p, r = _probs(lanes, round, e)
 
     drop = take("a", "m", m_prev) - _finite(take("a", "m", m))
     a = _exp(lanes, f, round, "a", drop)
@@ -88,8 +86,21 @@ def step(
     live = jnp.any(valid, axis=-1)
     v = round("v", "value", value[None])
     l, lost = _running_sum(lanes, f, carry, a, r, live, random)
-    o = _output(lanes, f, carry.o, b, p, v, live, random)
-    return Carry(m[..., -1], l, o, lost)
+    o = _output(lanes, f, carry, b, l, p, v, live, random)
+    return Carry(m[..., -1], l[..., -1], o, lost)
+
+
+def _probs(lanes: Lanes, round: Any, e: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """p and the row sum r of each block, of e = exp(s - m) [lanes, R, n, w]."""
+    take = lanes.take
+    if lanes.structure.normalise == "before":
+        summand = round("r", "summand", take("r", "e", e))
+        r = round("r", "row_sum", contraction.total(summand))
+        safe = jnp.where(r == 0, jnp.ones_like(r), r)[..., None]
+        return round("p", "probs", take("p", "r", summand / safe)), r
+    p = round("p", "probs", take("p", "e", e))
+    summand = take("r", "p", p) if lanes.sums_probs else round("r", "summand", take("r", "e", e))
+    return p, round("r", "row_sum", contraction.total(summand))
 
 
 def _finite(m: jax.Array) -> jax.Array:
@@ -135,7 +146,8 @@ def _running_sum(
     live: jax.Array,
     random: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array]:
-    """l and lost after the tile's blocks: a, r [lanes, R, n]; a dead block leaves both alone."""
+    """l after each block [lanes, R, n], and lost after the last: a, r [lanes, R, n]; a dead block
+    leaves both alone."""
     a, r = lanes.take("l", "a", a), lanes.take("l", "r", r)
 
     def add(l: jax.Array, block: Any) -> tuple[jax.Array, jax.Array]:
@@ -145,8 +157,8 @@ def _running_sum(
         return (jnp.where(live, round("l", "running_sum", scaled + r), l),) * 2
 
     blocks = (_blocks_first(a), _blocks_first(r), live, _keys(random, len(live)))
-    l, history = jax.lax.scan(add, carry.l, blocks)
-    after = jax.lax.stop_gradient(jnp.moveaxis(history, 0, -1))
+    l = jnp.moveaxis(jax.lax.scan(add, carry.l, blocks)[1], 0, -1)
+    after = jax.lax.stop_gradient(l)
     before = jnp.concatenate([carry.l[..., None], after[..., :-1]], axis=-1)
     unmoved = (after == rounder(lanes, f, random)("l", "rescaled_sum", a * before)) & (r > 0)
     share = jnp.where(unmoved & live[None, None], r / jnp.maximum(after, r), jnp.zeros_like(r))
@@ -156,23 +168,31 @@ def _running_sum(
 def _output(
     lanes: Lanes,
     f: Traced,
-    o: jax.Array,
+    carry: Carry,
     b: jax.Array,
+    l: jax.Array,
     p: jax.Array,
     v: jax.Array,
     live: jax.Array,
     random: jax.Array | None,
 ) -> jax.Array:
-    """o after the tile's blocks: b [lanes, R, n], p [lanes, R, n, w], v [lanes, n, w, D]."""
+    """o after the tile's blocks: b, l [lanes, R, n], p [lanes, R, n, w], v [lanes, n, w, D]."""
     every = lanes.structure.output_every
     width = p.shape[-1]
     steps = width // every if every else 1
     # A block's first step rescales o; the others of it only add.
     first = jnp.tile(jnp.arange(steps) == 0, len(live))
     live = jnp.repeat(live, steps)
-    b = jnp.repeat(_blocks_first(lanes.take("o", "b", b)), steps, axis=0)
+    b, y = lanes.take("o", "b", b), None
+    if lanes.structure.normalise == "blocks":
+        before = jnp.concatenate([carry.l[..., None], l[..., :-1]], axis=-1)
+        before, l = lanes.take("o", "l", before), lanes.take("o", "l", l)
+        y = rounder(lanes, f)("o", "inverse", 1 / jnp.where(l == 0, jnp.ones_like(l), l))
+        b, y = b * before * y, _blocks_first(y)
+    b = jnp.repeat(_blocks_first(b), steps, axis=0)
     p, v = lanes.take("w", "p", p), lanes.take("w", "v", v)
-    if every == 1:
+    by_key = every == 1 and not lanes.structure.narrow_pv
+    if by_key:
         # No contraction to make: p·v of one key belongs to the addition, as one FMA where the
         # host has it, as in the kernels that round at every key.
         parts: Any = (
@@ -185,19 +205,21 @@ def _output(
         parts = jnp.moveaxis(_products(lanes, f, p, v), 1, 0)
 
     def add(o: jax.Array, part: Any) -> tuple[jax.Array, None]:
-        b, parts, first, live, random = part
+        b, y, parts, first, live, random = part
         round = rounder(lanes, f, random)
         scaled = round("o", "rescaled_output", b[..., None] * o)
         start = scaled if steps == 1 else jnp.where(first, scaled, o)
-        if every == 1:
+        if by_key:
             p, v = parts
             pv = lanes.take("o", "w", p)[..., None] * lanes.take("o", "w", v)[:, None]
         else:
             pv = lanes.take("o", "w", parts)
+        if y is not None:
+            pv = round("o", "rescaled_output", y[..., None] * pv)
         return jnp.where(live, round("o", "output", start + pv), o), None
 
-    scanned = (b, parts, first, live, _keys(random, len(live)))
-    return jax.lax.scan(add, o, scanned)[0]
+    scanned = (b, y, parts, first, live, _keys(random, len(live)))
+    return jax.lax.scan(add, carry.o, scanned)[0]
 
 
 def _products(lanes: Lanes, f: Traced, p: jax.Array, v: jax.Array) -> jax.Array:
@@ -240,7 +262,10 @@ def finish(
     m, l, o = take("y", "m", carry.m), take("y", "l", carry.l), take("y", "o", carry.o)
     lost = take("y", "l", carry.lost)
     nats = 1 / LOG2E if lanes.base_2 else 1.0
+    normalise = lanes.structure.normalise
     if sinks is not None and lanes.structure.sinks == "end":
+        if normalise in ("blocks", "before"):
+            o, normalise = o * l[..., None], "divide"
         # In storage precision: the kernels that know sinks so have left 16 bits by then.
         sink = sinks.astype(m.dtype)[None]
         top = jax.lax.stop_gradient(jnp.maximum(m * nats, sink))
@@ -250,8 +275,12 @@ def finish(
     safe = jnp.where(empty, jnp.ones_like(l), l)
     inverse = jnp.where(empty, number(f, "y", "empty_inverse", l), 1 / safe)
     y = round("y", "inverse", inverse)[..., None]
-    divide = lanes.structure.normalise == "divide"
-    scaled = jnp.where(empty[..., None], o * y, o / safe[..., None]) if divide else o * y
+    if normalise == "multiply":
+        scaled = o * y
+    elif normalise == "divide":
+        scaled = jnp.where(empty[..., None], o * y, o / safe[..., None])
+    else:
+        scaled = o
     result = round("y", "result", scaled)
     lse = jnp.where(empty, -jnp.inf, jax.lax.stop_gradient(m) * nats + jnp.log(safe))
     count = lanes.count("y")  # where all lanes of y read one lane, it stands for them until here

@@ -5,18 +5,21 @@ is a number; a name stands only where a kernel calls another function or walks a
 """
 
 import dataclasses
+import math
 from typing import Any
 
 from jaxattn import block_rules
-from jaxattn.formats import FLOAT32, STOCHASTIC, Format, format_of, holds, name_of, unknown
+from jaxattn.formats import FLOAT32, STOCHASTIC, Format, format_of, holds, largest, name_of, unknown
 
 SITES: dict[str, str] = {
     "query": "q, widened exactly from its dtype, as the dot product reads it",
     "key": "k, likewise",
     "value": "v, likewise",
     "scale": "the constant that scores are multiplied by (scale, scale·log2e, scale / cap)",
+    "scaled_query": "q·scale, where q is scaled before the product",
     "log2e": "log2(e), where the kernel multiplies by it apart from the scale",
     "cap": "the constant that tanh is multiplied by (cap, cap·log2e)",
+    "shift": "what is taken from every key of a block (`key_shift`), and given back to s",
     "qk_accum": "the accumulator inside q·k, every `qk_chunk` products",
     "scores": "scaled scores s as stored",
     "softcap": "tanh(s)·cap as stored",
@@ -33,7 +36,7 @@ SITES: dict[str, str] = {
     "rescaled_sum": "a·l",
     "running_sum": "l = a·l + r",
     "pv_accum": "the accumulator inside p·v of one block, every `pv_chunk` keys",
-    "rescaled_output": "a·o",
+    "rescaled_output": "a·o (and p·v·y, where o is kept as o/l)",
     "output": "o = a·o + p·v, every `output_every` keys",
     "inverse": "y = 1/l",
     "result": "o·y (or o/l)",
@@ -47,6 +50,7 @@ NUMBERS: dict[str, str] = {
     "mask_value": "what replaces the score of a masked key (-inf: the key is skipped)",
     "mask_below": "a bias at or below this masks its key",
     "bias_factor": "what a bias is multiplied by (log2(e) as stored, where scores are in base 2)",
+    "key_shift": "share of a block's mean key that is taken from its keys, and given back to s",
     "max_offset": "added to each block's maximum, against overflow",
     "lazy_threshold": "m stays while a block's maximum exceeds it by no more than this",
     "rescale_flush": "a is 0 where m_prev - m_next is below this",
@@ -78,7 +82,12 @@ CHOICES: dict[str, dict[str, str]] = {
         "seed": "a sink starts m, and l at 1",
         "end": "a sink is one more key with value 0, after the last",
     },
-    "normalise": {"multiply": "o·round(1/l)", "divide": "o/l"},
+    "normalise": {
+        "multiply": "o·round(1/l)",
+        "divide": "o/l",
+        "blocks": "o is kept as o/l, and brought to the new l with every block",
+        "before": "p = round(summand/l), of the whole context, before p·v",
+    },
     "kv_order": {"forward": "first block first", "backward": "last block first"},
     "storage": {
         "float32": "values are kept in float32 between roundings",
@@ -86,17 +95,22 @@ CHOICES: dict[str, dict[str, str]] = {
     },
 }
 
-_POSITIVE = {
+INTEGERS = {
     "output_every": "keys between two roundings of o",
     "qk_chunk": "products that q·k's accumulator adds exactly before it rounds",
+    "qk_promote": "products after which q·k's accumulator goes into a float32 sum and starts anew",
     "qk_partials": "interleaved accumulators inside q·k",
     "qk_tree": "partial sums that are left when their tree goes on in float32",
     "pv_chunk": "keys that p·v's accumulator adds exactly before it rounds",
+    "query_group": "query rows that share one scale, amax / the largest number of `query`",
+    "key_group": "keys that share one scale, amax / the largest number of `key`",
     "split_kv": "chunks of keys that are attended to apart and merged in float32",
 }
 
 
-WORDS = ("name", "citation", "inferred")  # about the kernel, not of its arithmetic
+_OPTIONAL = ("output_every", "qk_chunk", "qk_promote", "pv_chunk", "query_group", "key_group")
+
+WORDS = ("name", "citation", "inferred", "evidence")  # about the kernel, not of its arithmetic
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,8 +118,10 @@ class Recipe:
     """One kernel's arithmetic. Every field of SITES is a Format (or what format_of takes).
 
     name, citation, inferred: where it comes from, and what of it is inference rather than source
+    evidence: beside a reading of the source: a run of the real kernel, a paper's table, or nothing
     kv_block: keys per block, or the name of a rule in block_rules.RULES
-    output_every, pv_chunk: None for the whole block; qk_chunk: None for the whole product
+    output_every, pv_chunk: None for the whole block (pv_chunk: or for `output_every` keys);
+        qk_chunk, qk_promote: None for the whole product; query_group, key_group: None for no scale
     seed: of the random bits of sites that round stochastically
     The other fields are documented in NUMBERS and CHOICES and take the defaults of an ideal kernel.
     Raises ValueError where a name is unknown or fields contradict each other.
@@ -114,13 +130,16 @@ class Recipe:
     name: str = "unnamed"
     citation: str = ""
     inferred: str = ""
+    evidence: str = ""
 
     query: Format = FLOAT32
     key: Format = FLOAT32
     value: Format = FLOAT32
     scale: Format = FLOAT32
+    scaled_query: Format = FLOAT32
     log2e: Format = FLOAT32
     cap: Format = FLOAT32
+    shift: Format = FLOAT32
     qk_accum: Format = FLOAT32
     scores: Format = FLOAT32
     softcap: Format = FLOAT32
@@ -146,6 +165,7 @@ class Recipe:
     mask_value: float = float("-inf")
     mask_below: float = float("-inf")
     bias_factor: float = 1.0
+    key_shift: float = 0.0
     max_offset: float = 0.0
     lazy_threshold: float = 0.0
     rescale_flush: float = float("-inf")
@@ -163,9 +183,12 @@ class Recipe:
     kv_block: int | str = 64
     output_every: int | None = None
     qk_chunk: int | None = None
+    qk_promote: int | None = None
     qk_partials: int = 1
     qk_tree: int = 1
     pv_chunk: int | None = None
+    query_group: int | None = None
+    key_group: int | None = None
     split_kv: int = 1
     seed: int = 0
 
@@ -177,7 +200,7 @@ class Recipe:
         for field, names in CHOICES.items():
             if getattr(self, field) not in names:
                 raise unknown(field, getattr(self, field), names)
-        for field, meaning in _POSITIVE.items():
+        for field, meaning in INTEGERS.items():
             _check_positive(field, meaning, getattr(self, field))
         block_rules.check(self.kv_block)
         if not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:
@@ -214,7 +237,7 @@ class Recipe:
         return cls().replace(**fields)
 
     def identity(self) -> dict[str, Any]:
-        """to_dict without name, citation and inferred: two kernels that round alike are one."""
+        """to_dict without its words: two kernels that round alike are one."""
         return {key: value for key, value in self.to_dict().items() if key not in WORDS}
 
 
@@ -229,34 +252,72 @@ def _number(field: str, value: Any) -> float:
 
 
 def _check_positive(field: str, meaning: str, value: Any) -> None:
-    optional = field in ("output_every", "qk_chunk", "pv_chunk")
-    if value is None and optional:
+    if value is None and field in _OPTIONAL:
         return
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{field} ({meaning}) must be a positive integer, got {value!r}")
 
 
 def _check_consistent(recipe: Recipe) -> None:
-    for field in ("output_every", "pv_chunk"):
-        step = getattr(recipe, field)
-        unit = block_rules.unit(recipe.kv_block)
-        if step is not None and unit % step:
-            raise ValueError(f"{field}={step} must divide kv_block={recipe.kv_block}")
-    if recipe.output_every and recipe.pv_chunk:
-        raise ValueError("output_every and pv_chunk exclude each other: o is p·v's accumulator")
-    if recipe.lazy_threshold < 0:
-        raise ValueError(f"lazy_threshold must be at least 0, got {recipe.lazy_threshold}")
+    unit, step = block_rules.unit(recipe.kv_block), recipe.output_every
+    for field, whole, of in (
+        ("output_every", unit, f"kv_block={recipe.kv_block}"),
+        ("pv_chunk", step or unit, f"output_every={step}" if step else f"kv_block={unit}"),
+        ("key_group", unit, f"kv_block={recipe.kv_block}"),
+    ):
+        part = getattr(recipe, field)
+        if part is not None and whole % part:
+            raise ValueError(f"{field}={part} must divide {of}")
     if recipe.qk_partials % recipe.qk_tree:
         raise ValueError(f"{recipe.qk_tree=} must divide {recipe.qk_partials=}")
+    if recipe.qk_promote and (recipe.qk_partials > 1 or recipe.qk_promote % (recipe.qk_chunk or 1)):
+        raise ValueError(
+            f"qk_promote={recipe.qk_promote} must be a multiple of {recipe.qk_chunk=}, and goes "
+            "with qk_partials=1"
+        )
+    if recipe.lazy_threshold < 0:
+        raise ValueError(f"lazy_threshold must be at least 0, got {recipe.lazy_threshold}")
+    if not 0 <= recipe.key_shift < 1:
+        raise ValueError(f"key_shift must be at least 0 and below 1, got {recipe.key_shift}")
+    _check_normalisation(recipe)
+    _check_range(recipe)
     if recipe.split_kv > 1 and recipe.kv_order == "backward":
         raise ValueError("split_kv goes with kv_order='forward' only")
     if recipe.split_kv > 1 and recipe.sinks == "seed":
         raise ValueError("split_kv goes with sinks='end' or 'none': a seed would count per chunk")
-    fixed = {"query", "key", "value", "scale", "log2e", "cap", "qk_accum", "pv_accum"}
-    fixed |= {"inverse", "result"} | ({"running_max"} if recipe.sinks == "seed" else set())
+    fixed = {"query", "key", "value", "scale", "scaled_query", "log2e", "cap", "shift"}
+    fixed |= {"qk_accum", "pv_accum", "inverse", "result"}
+    fixed |= {"running_max"} if recipe.sinks == "seed" else set()
     for site in sorted(fixed):
         if getattr(recipe, site).rounding == STOCHASTIC:
             raise ValueError(f"site {site!r} cannot round stochastically: choose another rounding")
+
+
+def _check_normalisation(recipe: Recipe) -> None:
+    if recipe.normalise == "before" and recipe.kv_block != "whole":
+        raise ValueError(
+            "normalise='before' needs l of all keys before p·v: it goes with kv_block='whole', got "
+            f"kv_block={recipe.kv_block!r}"
+        )
+    if recipe.normalise in ("blocks", "before") and recipe.split_kv > 1:
+        raise ValueError(f"split_kv merges sums that are not normalised: {recipe.normalise=}")
+    if recipe.normalise == "blocks" and recipe.output_every:
+        raise ValueError(
+            "normalise='blocks' brings o to the new l once a block: it goes with output_every=None"
+        )
+
+
+def _check_range(recipe: Recipe) -> None:
+    """That no p exceeds what `probs` holds: m may lag behind a score, or be set below it."""
+    nats = recipe.exp == "exp" or recipe.log2e_at == "exponent"
+    exponent = (recipe.lazy_threshold - recipe.max_offset) * (math.log2(math.e) if nats else 1.0)
+    top = recipe.probs.emax + math.log2(largest(recipe.probs) / 2.0**recipe.probs.emax)
+    if exponent > top:
+        raise ValueError(
+            f"lazy_threshold={recipe.lazy_threshold:g} and max_offset={recipe.max_offset:g} let p "
+            f"reach 2^{exponent:g}, but probs={name_of(recipe.probs)} ends at "
+            f"{largest(recipe.probs):g}: lower the threshold or raise the offset"
+        )
 
 
 def parse_settings(settings: list[str]) -> dict[str, Any]:
@@ -274,7 +335,7 @@ def parse_settings(settings: list[str]) -> dict[str, Any]:
             raise unknown("recipe field", name, fields)
         if name in SITES:
             changes[name] = format_of(text)
-        elif name in (*_POSITIVE, "seed") or (name == "kv_block" and text.lstrip("-").isdigit()):
+        elif name in (*INTEGERS, "seed") or (name == "kv_block" and text.lstrip("-").isdigit()):
             try:
                 changes[name] = None if text == "none" else int(text)
             except ValueError:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxattn import contraction
-from jaxattn.exponentials import LOG2E, TANHS
+from jaxattn.exponentials import LOG2E, TANHS, power_of_two
 from jaxattn.formats import Format
 from jaxattn.lanes import Lanes, Traced, number, rounder
 
@@ -29,12 +29,12 @@ def prepare(
     round, structure = rounder(lanes, f), lanes.structure
     dtype = query.dtype
     in_base = jnp.asarray(LOG2E, dtype) if lanes.base_2 else jnp.asarray(1.0, dtype)
-    q = round("q", "query", query[None])
+    q = _grouped(lanes, f, round, "q", "query", query[None], structure.query_group)
     constant = scale if softcap is None else scale / softcap
     constant = constant if softcap is not None else constant * in_base
     if structure.scale_at == "query":
         factor = round("q", "scale", jnp.full((len(f["q"]["query"]),), constant))
-        q = round("q", "query", q * factor[:, None, None])
+        q = round("q", "scaled_query", q * factor[:, None, None])
         constant = jnp.ones((), dtype)
     stored = round("s", "scale", jnp.full((lanes.count("s"),), constant))
     if softcap is None:
@@ -49,22 +49,32 @@ def scores(
     round: Any,
     queries: Queries,
     key: jax.Array,
+    valid: jax.Array,
     bias: jax.Array | None,
     mask: jax.Array | None,
 ) -> jax.Array:
     """Scaled, capped, biased and masked scores [lanes, R, n, w]."""
     take, structure = lanes.take, lanes.structure
-    q, k = take("d", "q", queries.q), take("d", "k", round("k", "key", key[None]))
+    q, k = take("d", "q", queries.q), take("d", "k", _keys(lanes, f, round, key, valid))
     if structure.narrow_qk:
         d = each_lane(
             lambda q, k, accum: contraction.narrow_scores(
-                q, k, Format(*accum), structure.qk_chunk, structure.qk_partials, structure.qk_tree
+                q,
+                k,
+                Format(*accum),
+                structure.qk_chunk,
+                structure.qk_promote,
+                structure.qk_partials,
+                structure.qk_tree,
             ),
             (q, k, f["d"]["qk_accum"]),
         )
     else:
         d = each_lane(contraction.scores, (q, k))
     s = round("s", "scores", take("s", "d", d) * queries.scale.reshape(-1, 1, 1, 1))
+    if structure.shifts:
+        taken = number(f, "s", "key_shift", s)
+        s = s + round("s", "shift", taken / (1 - taken) * _mean(s, valid, axis=3))
     if queries.cap is not None:
         s = round("s", "softcap", TANHS[structure.tanh](s) * queries.cap.reshape(-1, 1, 1, 1))
     keep = None if mask is None else mask[None]
@@ -77,6 +87,53 @@ def scores(
     if keep is not None:
         s = jnp.where(keep, s, number(f, "s", "mask_value", s))
     return s
+
+
+def _keys(lanes: Lanes, f: Traced, round: Any, key: jax.Array, valid: jax.Array) -> jax.Array:
+    """The keys as the products read them: key [n, w, H] -> [lanes, n, w, H]."""
+    k, structure = key[None], lanes.structure
+    if structure.shifts:
+        taken = number(f, "k", "key_shift", k)
+        k = k - round("k", "shift", taken * _mean(k, valid[..., None], axis=2))
+    if structure.key_group:
+        k = jnp.where(valid[..., None], k, jnp.zeros_like(k))  # what is no key sets no scale
+    return _grouped(lanes, f, round, "k", "key", k, structure.key_group)
+
+
+def _mean(x: jax.Array, valid: jax.Array, axis: int) -> jax.Array:
+    """The mean over the valid slots of an axis, which stays."""
+    valid = valid.reshape((1,) * (x.ndim - valid.ndim) + valid.shape)
+    count = jnp.maximum(jnp.sum(valid, axis=axis, dtype=jnp.int32), 1).astype(x.dtype)
+    x = jnp.moveaxis(jnp.where(valid, x, jnp.zeros_like(x)), axis, -1)
+    return jnp.expand_dims(contraction.total(x) / count, axis)
+
+
+def _grouped(
+    lanes: Lanes,
+    f: Traced,
+    round: Any,
+    quantity: str,
+    site: str,
+    x: jax.Array,
+    group: int | None,
+) -> jax.Array:
+    """x [lanes, ..., tokens, H] rounded in units of amax / the format's largest number, a unit for
+    each `group` of tokens; as it is where there are no groups."""
+    if group is None or site not in lanes.active:
+        return round(quantity, site, x)
+    digits, _, emax, _, reserved, _, _ = f[quantity][site].T
+    step = power_of_two((1 - digits).astype(x.dtype))
+    largest = (2 - (1 + reserved).astype(x.dtype) * step) * power_of_two(emax.astype(x.dtype))
+    tokens = x.shape[-2]
+    size = jnp.max(jnp.abs(x), axis=-1)
+    size = jnp.pad(size, [(0, 0)] * (size.ndim - 1) + [(0, -tokens % group)])
+    size = jnp.max(size.reshape(*size.shape[:-1], -1, group), axis=-1)
+    size = jnp.repeat(size, group, axis=-1)[..., :tokens, None]
+    unit = size / largest.reshape(-1, *(1,) * (x.ndim - 1))
+    # A lane that keeps every bit, beside others that do not, keeps its unit too.
+    narrow = (digits < jnp.finfo(x.dtype).nmant + 1).reshape(-1, *(1,) * (x.ndim - 1))
+    unit = jax.lax.stop_gradient(jnp.where(narrow & (unit > 0), unit, jnp.ones_like(unit)))
+    return round(quantity, site, x / unit) * unit
 
 
 def each_lane(function: Any, arguments: Any) -> jax.Array:

@@ -7,9 +7,9 @@ import time
 import pytest
 
 from jaxattn import block_rules
-from jaxattn.block_rules import RULES, HmxConfiguration, block_size, largest, unit
+from jaxattn.block_rules import HmxConfiguration, block_size, largest, unit, width
 
-JUNE, AUGUST = "hexagon-hmx-2026-06", "hexagon-hmx-2026-08"
+HMX = JUNE, AUGUST = "hexagon-hmx-2026-06", "hexagon-hmx-2026-08"
 MIB = 2**20
 
 
@@ -101,7 +101,7 @@ def test_values_of_other_configurations(change, size):
     assert block_size(AUGUST, 131072, 128, 128, HmxConfiguration(**change)) == size
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", HMX)
 def test_equals_the_loop_over_all_pairs(rule):
     draw = random.Random(rule)
     cases = [(n, 128, 128, HmxConfiguration()) for n in (1, 63, 64, 191, 192, 1000, 8192, 131072)]
@@ -121,7 +121,7 @@ def test_equals_the_loop_over_all_pairs(rule):
         assert block_size(rule, context, head_dim, value_dim, configuration) == expected
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", HMX)
 def test_blocks_are_multiples_of_64_and_at_least_three(rule):
     assert unit(rule) == 64
     for context in range(192, 20000, 777):
@@ -152,7 +152,7 @@ def test_a_hundred_contexts_take_milliseconds():
 def test_bad_arguments():
     with pytest.raises(ValueError, match="did you mean 'hexagon-hmx-2026-08'"):
         block_size("hexagon-hmx-2026-09", 512, 128, 128)
-    with pytest.raises(ValueError, match="known: hexagon-hmx-2026-06"):
+    with pytest.raises(ValueError, match="known: whole, hexagon-hmx-2026-06"):
         block_rules.check("zzz")
     for rule in (0, -64):
         with pytest.raises(ValueError, match="kv_block must be at least 1"):
@@ -164,6 +164,16 @@ def test_bad_arguments():
         block_size(64, 0, 128, 128)
     with pytest.raises(ValueError, match="HmxConfiguration.threads must be at least 1"):
         HmxConfiguration(threads=0)
-    for rule in RULES:
+    for rule in HMX:
         with pytest.raises(ValueError, match="vtcm_bytes=65536"):
             block_size(rule, 4096, 128, 128, HmxConfiguration(vtcm_bytes=65536))
+
+
+def test_whole_is_the_context_in_slots_of_few_sizes():
+    assert [block_size("whole", n, 64, 64) for n in (1, 300, 2**20)] == [1, 300, 2**20]
+    slots = {width("whole", n, 64, 64) for n in range(1, 4097)}
+    assert slots == {256, 512, 1024, 2048, 4096}
+    assert all(width("whole", n, 64, 64) >= n for n in (1, 256, 257, 4096, 4097, 2**20))
+    assert unit("whole") == 256 and largest("whole", 64, 64) == 2**20
+    with pytest.raises(ValueError, match="'whole' goes up to 1048576 keys, got .* 1048577"):
+        width("whole", 2**20 + 1, 64, 64)

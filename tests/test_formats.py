@@ -187,7 +187,8 @@ def test_generic_names_have_limits(name):
         "float16:rz:",
         "../float16",
         "x" * 10_000,
-        "int8",
+        "int",
+        "intx",
         "complex64",
     ],
 )
@@ -221,7 +222,7 @@ def test_what_is_neither_name_nor_dtype(name):
     [
         {"precision": 0},
         {"precision": 54},
-        {"emin": 15},
+        {"emin": 16},
         {"emin": -1023},
         {"emax": 1024},
         {"subnormals": 2},
@@ -320,3 +321,21 @@ def test_holds(wide, narrow, expected):
 
 def test_the_package_exports_them():
     assert jaxattn.format_of is format_of and jaxattn.Format is Format
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8, 16, 24])
+def test_integers(bits):
+    """int<N>: the integers of N bits without the lowest, ties to even, saturating, no fractions."""
+    top = 2 ** (bits - 1) - 1
+    format = format_of(f"int{bits}")
+    assert name_of(format) == f"int{bits}" and jaxattn.formats.largest(format) == top
+    x = np.float32([0.0, 0.4, 0.5, 0.6, 1.5, 2.5, top - 0.25, top + 0.75, 1e9, np.inf])
+    x = np.concatenate([x, -x])
+    np.testing.assert_array_equal(jaxattn.round_to(x, format), np.clip(np.round(x), -top, top))
+    assert np.isnan(jaxattn.round_to(np.float32(np.nan), format))
+
+
+@pytest.mark.parametrize("name", ["int1", "int25", "int99"])
+def test_integers_of_other_sizes_are_refused(name):
+    with pytest.raises(ValueError, match="needs 2 <= N <= 24"):
+        format_of(name)

@@ -44,7 +44,7 @@ def walk_blocks(lanes, f, query, key, value, valid):
 
     def body(carry, block):
         k, v, live = block
-        s = scores(lanes, f, rounder(lanes, f), queries, k, None, None)
+        s = scores(lanes, f, rounder(lanes, f), queries, k, live, None, None)
         carry = online_softmax.step(lanes, f, queries, carry, k, v, live)
         return carry, (s[0, :, 0], carry.o[0])
 

@@ -7,7 +7,7 @@ import pytest
 
 from jaxattn import error_curves, kernels, passes, tiles
 from jaxattn.curves import _Arrays
-from jaxattn.formats import format_of
+from jaxattn.formats import FLOAT32, format_of
 from jaxattn.lanes import QUANTITIES, structure_of, weave
 from jaxattn.recipe import Recipe
 
@@ -48,12 +48,12 @@ def outcomes(recipes, queries, contexts=CONTEXTS):
     return {context: outcome for _, context, outcome in steps if outcome is not None}
 
 
-def assert_alone_equals_together(recipes, chosen, queries):
-    together = outcomes(recipes, queries)
-    assert sorted(together) == CONTEXTS
+def assert_alone_equals_together(recipes, chosen, queries, contexts=CONTEXTS):
+    together = outcomes(recipes, queries, contexts)
+    assert sorted(together) == contexts
     for i in chosen:
-        alone = outcomes([recipes[i]], queries)
-        for context in CONTEXTS:
+        alone = outcomes([recipes[i]], queries, contexts)
+        for context in contexts:
             for one, all_ in zip(alone[context], together[context], strict=True):
                 np.testing.assert_array_equal(one[0], all_[i], err_msg=f"{i} at {context}")
 
@@ -101,6 +101,32 @@ def test_numbers_and_odd_blocks():
     base = Recipe(kv_block=5, lazy_threshold=1.0, running_sum="bfloat16")
     grid = [base.replace(lazy_threshold=t, max_offset=o) for t in (0.5, 2.0) for o in (0.0, 1.5)]
     assert_alone_equals_together(grid, (0, 3), 3)
+
+
+@pytest.mark.parametrize(
+    ("fields", "one", "other"),
+    [
+        ({"normalise": "blocks"}, "inverse", "output"),
+        ({"normalise": "before", "kv_block": "whole"}, "row_sum", "probs"),
+        ({"key_group": 32, "query_group": 2}, "key", "query"),
+        ({"key_shift": 0.9375}, "key", "scores"),
+        ({"qk_promote": 8, "qk_chunk": 1}, "qk_accum", "scores"),
+        ({"output_every": 16, "pv_chunk": 4, "pv_accum": "fp22"}, "pv_accum", "output"),
+    ],
+)
+def test_fields_that_few_kernels_need(fields, one, other):
+    base, formats = Recipe(**fields), ("int8", "float16", "float32")
+    grid = [base.replace(**{one: a, other: b}) for a in formats for b in formats]
+    contexts = [S] if base.kv_block == "whole" else CONTEXTS
+    if one.endswith("accum"):  # wide accumulators are another structure
+        grid = [recipe for recipe in grid if getattr(recipe, one) != FLOAT32]
+    assert_alone_equals_together(grid, (1, len(grid) - 1), 3, contexts)
+
+
+def test_shifts_are_lanes():
+    base = Recipe(scores="float16")
+    grid = [base.replace(key_shift=b, key=k) for b in (0.5, 0.9375) for k in FORMATS]
+    assert_alone_equals_together(grid, (0, 4), 3)
 
 
 def test_the_members_differ():

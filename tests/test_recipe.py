@@ -17,7 +17,7 @@ from jaxattn.formats import (
     Format,
     format_of,
 )
-from jaxattn.recipe import CHOICES, FOLLOWS, NUMBERS, SITES, Recipe, parse_settings
+from jaxattn.recipe import CHOICES, FOLLOWS, INTEGERS, NUMBERS, SITES, WORDS, Recipe, parse_settings
 
 NAMES = (
     "float32 float64 hexagon-hmx-fp16 hexagon-hmx-fp16-qf16 hexagon-hmx-fp16-qf16-spill "
@@ -38,12 +38,7 @@ def test_defaults_are_those_of_an_ideal_kernel():
 def test_the_documented_fields_are_the_fields():
     """Every field but the words is documented in one of the tables that --set and tables read."""
     fields = {field.name for field in dataclasses.fields(Recipe)}
-    words = {"name", "citation", "inferred"}
-    integers = {"kv_block", "output_every", "qk_chunk", "qk_partials", "qk_tree", "pv_chunk"}
-    assert fields == words | set(SITES) | set(NUMBERS) | set(CHOICES) | integers | {
-        "split_kv",
-        "seed",
-    }
+    assert fields == {*WORDS, *SITES, *NUMBERS, *CHOICES, *INTEGERS, "kv_block", "seed"}
     assert set(FOLLOWS) | set(FOLLOWS.values()) <= set(SITES)
 
 
@@ -132,7 +127,20 @@ class TestStorage:
         ({"output_every": 48, "kv_block": 64}, "output_every=48 must divide kv_block=64"),
         ({"pv_chunk": 128, "kv_block": 64}, "pv_chunk=128 must divide kv_block=64"),
         ({"output_every": 48, "kv_block": "hexagon-hmx-2026-06"}, "must divide kv_block"),
-        ({"output_every": 8, "pv_chunk": 8}, "exclude each other"),
+        ({"output_every": 8, "pv_chunk": 16}, "pv_chunk=16 must divide output_every=8"),
+        ({"key_group": 48, "kv_block": 64}, "key_group=48 must divide kv_block=64"),
+        ({"key_group": 64, "kv_block": "whole", "output_every": 3}, "output_every=3 must divide"),
+        ({"qk_promote": 12, "qk_chunk": 8}, "must be a multiple of recipe.qk_chunk=8"),
+        ({"qk_promote": 8, "qk_partials": 4}, "goes with qk_partials=1"),
+        ({"key_shift": 1.0}, "key_shift must be at least 0 and below 1, got 1"),
+        ({"normalise": "before"}, "it goes with kv_block='whole', got kv_block=64"),
+        ({"normalise": "blocks", "split_kv": 2}, "split_kv merges sums that are not normalised"),
+        ({"normalise": "blocks", "output_every": 8}, "goes with output_every=None"),
+        (
+            {"probs": "fp8_e4m3", "exp": "exp2", "lazy_threshold": 4, "max_offset": -8},
+            r"let p reach 2\^12, but probs=float8_e4m3fn ends at 448",
+        ),
+        ({"probs": "float16", "lazy_threshold": 12}, r"let p reach 2\^17.3"),
         ({"lazy_threshold": -1}, "lazy_threshold must be at least 0, got -1"),
         ({"qk_partials": 32, "qk_tree": 5}, "must divide"),
         ({"split_kv": 4, "kv_order": "backward"}, "split_kv goes with kv_order='forward'"),

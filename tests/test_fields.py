@@ -1,0 +1,219 @@
+"""Fields of Recipe that few kernels need, each against its arithmetic written out in NumPy."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from jaxattn import dot_product_attention, error_curves, reference_attention
+from jaxattn.recipe import Recipe
+
+T, S, H, D = 5, 300, 64, 16
+F32 = np.float32
+
+
+def draw(seed=0, mean=0.0):
+    rng = np.random.default_rng(seed)
+    q, k, v = (rng.standard_normal((n, 1, d)).astype(F32) for n, d in ((T, H), (S, H), (S, D)))
+    return q, k, v + F32(mean)
+
+
+def attend(inputs, **fields):
+    return np.asarray(dot_product_attention(*inputs, recipe=Recipe(**fields)))[:, 0]
+
+
+def exact(inputs):
+    return reference_attention(*inputs)[:, 0]
+
+
+def two_dims(inputs):
+    return (x[:, 0] for x in inputs)
+
+
+def softmax(s):
+    e = np.exp(s - s.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def half(x):
+    return np.asarray(x).astype(np.float16).astype(F32)
+
+
+def differ(a, b):
+    """The share of elements that differ by more than float32 noise."""
+    return np.mean(~np.isclose(a, b, rtol=3e-5, atol=3e-6))
+
+
+def test_probs_are_normalised_and_rounded_before_the_product():
+    inputs = draw(mean=1.0)
+    q, k, v = two_dims(inputs)
+    p = softmax(q @ k.T / 8).astype(ml_dtypes.bfloat16).astype(F32)
+    got = attend(inputs, normalise="before", kv_block="whole", probs="bfloat16")
+    np.testing.assert_allclose(got, p @ v, rtol=1e-4, atol=1e-5)
+    # Rounded p no longer add up to one, which a kernel that divides by their sum does not see.
+    after = attend(inputs, kv_block=64, probs="bfloat16", summand="bfloat16")
+    assert abs(got - exact(inputs)).max() > 1.3 * abs(after - exact(inputs)).max()
+
+
+@pytest.mark.parametrize("normalise", ["before", "blocks"])
+def test_without_roundings_every_normalisation_is_attention(normalise):
+    inputs = draw(mean=1.0)
+    kv_block = "whole" if normalise == "before" else 64
+    got = attend(inputs, normalise=normalise, kv_block=kv_block)
+    np.testing.assert_allclose(got, exact(inputs), rtol=2e-5, atol=2e-6)
+    sinks = np.float32([0.5])
+    got = dot_product_attention(
+        *inputs, recipe=Recipe(normalise=normalise, kv_block=kv_block), sinks=sinks
+    )
+    np.testing.assert_allclose(got, reference_attention(*inputs, sinks=sinks), rtol=2e-5, atol=2e-6)
+    masked = np.zeros((1, 1, T, S), bool)
+    masked[..., 2:, :] = True  # two rows without a key, which give 0
+    got = dot_product_attention(
+        *inputs, mask=masked, recipe=Recipe(normalise=normalise, kv_block=kv_block)
+    )
+    expected = reference_attention(*inputs, mask=masked)
+    np.testing.assert_allclose(got, expected, rtol=2e-5, atol=2e-6)
+
+
+def test_o_is_brought_to_the_new_l_with_every_block():
+    """One rounding of o/l to half per block, walked by hand."""
+    inputs = draw(mean=1.0)
+    q, k, v = two_dims(inputs)
+    s = q @ k.T / F32(8)
+    m = np.full((T, 1), -np.inf, F32)
+    l, o = np.zeros((T, 1), F32), np.zeros((T, D), F32)
+    for start in range(0, S, 64):
+        block = s[:, start : start + 64]
+        m_next = np.maximum(m, block.max(-1, keepdims=True))
+        p, a = np.exp(block - m_next), np.exp(m - m_next)
+        l_next = a * l + p.sum(-1, keepdims=True)
+        y = 1 / l_next
+        o = half(o * (a * l * y) + (p @ v[start : start + 64]) * y)
+        m, l = m_next, l_next
+    got = attend(inputs, normalise="blocks", kv_block=64, output="float16")
+    assert differ(got, o) < 0.01
+    assert differ(attend(inputs, kv_block=64, output="float16"), o) > 0.5
+
+
+@pytest.mark.parametrize("order", ["forward", "backward"])
+def test_the_whole_context_is_a_block_at_every_context(order):
+    q, k, v = (x[None] for x in draw(mean=1.0))
+    recipe = Recipe(normalise="before", kv_block="whole", probs="bfloat16", kv_order=order)
+    curves = error_curves(q, k, v, [recipe], contexts=[7, 256, 300], metrics=("nmse",))
+    assert curves.kv_block.tolist() == [[7, 256, 300]]
+    for i, n in enumerate((7, 256, 300)):
+        got = dot_product_attention(q, k[:, :n], v[:, :n], recipe=recipe)
+        ideal = reference_attention(q, k[:, :n], v[:, :n])
+        nmse = ((got - ideal) ** 2).sum(-1) / (ideal**2).sum(-1)
+        np.testing.assert_allclose(curves.metrics["nmse"][0, i], nmse, rtol=1e-3)
+
+
+def test_accumulators_are_promoted_every_so_many_keys():
+    """p·v in half within 16 keys, then in float32: the error of 16 additions, not of all."""
+    inputs = draw(mean=1.0)
+    q, k, v = two_dims(inputs)
+    s = q @ k.T / F32(8)
+    o, p = np.zeros((T, D), F32), np.exp(s - s.max(-1, keepdims=True))
+    for start in range(0, S, 16):
+        part = np.zeros((T, D), F32)
+        for j in range(start, min(start + 16, S)):
+            part = half(part + half(p[:, j : j + 1] * v[j]))
+        o = o + part
+    expected = o / p.sum(-1, keepdims=True)
+    fields = {"pv_accum": "float16", "pv_chunk": 1}
+    got = attend(inputs, kv_block=304, output_every=16, **fields)
+    # The kernel rounds product and sum; here one multiply-add rounds once.
+    assert (
+        np.corrcoef((got - exact(inputs)).ravel(), (expected - exact(inputs)).ravel())[0, 1] > 0.7
+    )
+    assert (
+        abs(got - exact(inputs)).max()
+        < 0.5 * abs(attend(inputs, kv_block=304, **fields) - exact(inputs)).max()
+    )
+
+
+def test_a_product_may_round_before_it_is_added():
+    inputs = draw(mean=1.0)
+    q, k, v = two_dims(inputs)
+    s = q @ k.T / F32(8)
+    m, o = np.full((T, 1), -np.inf, F32), np.zeros((T, D), F32)
+    l = np.zeros((T, 1), F32)
+    for start in range(0, S, 4):
+        block = s[:, start : start + 4]
+        m_next = np.maximum(m, block.max(-1, keepdims=True))
+        p, a = half(np.exp(block - m_next)), np.exp(m - m_next)
+        l, o, m = a * l + p.sum(-1, keepdims=True), a * o, m_next
+        for j in range(block.shape[1]):
+            o = half(o + half(p[:, j : j + 1] * v[start + j]))
+    fields = {"probs": "float16", "summand": "float16", "output": "float16", "output_every": 1}
+    got = attend(inputs, kv_block=4, pv_accum="float16", pv_chunk=1, **fields)
+    assert differ(got, o / l) < 0.02
+    assert differ(attend(inputs, kv_block=4, **fields), o / l) > 0.2
+
+
+def test_qk_accumulators_are_promoted_every_so_many_products():
+    q, k, _ = two_dims(draw())
+    inputs = (half(q)[:, None], half(k)[:, None], np.eye(S, D, dtype=F32)[:, None])
+    s = np.zeros((T, S), F32)
+    for start in range(0, H, 8):
+        part = np.zeros((T, S), F32)
+        for c in range(start // 8, H, H // 8):  # interleaved
+            part = half(part + half(q)[:, c : c + 1] * half(k)[:, c])
+        s += part
+    expected = softmax(s / 8) @ inputs[2][:, 0]
+    got = attend(inputs, qk_accum="float16", qk_chunk=1, qk_promote=8)
+    np.testing.assert_allclose(got, expected, rtol=2e-5)
+    assert differ(attend(inputs, qk_accum="float16", qk_chunk=1), expected) > 0.15
+
+
+def test_groups_share_a_scale():
+    """int8 with a scale of amax/127 for 3 query rows or 32 keys."""
+    inputs = draw()
+    q, k, v = two_dims(inputs)
+    k[40] *= 5  # an outlier costs its group precision, and no other
+
+    def integers(x, group):
+        pieces = [x[i : i + group] for i in range(0, len(x), group)]
+        units = [np.abs(piece).max() / F32(127) for piece in pieces]
+        return np.concatenate([np.round(x / u) * u for x, u in zip(pieces, units, strict=True)])
+
+    inputs = (q[:, None], k[:, None], v[:, None])
+    expected = softmax(integers(q, 3) @ integers(k, 32).T / 8) @ v
+    got = attend(inputs, query="int8", key="int8", query_group=3, key_group=32)
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+    coarse = attend(inputs, query="int8", key="int8", query_group=5, key_group=64)
+    assert differ(coarse, expected) > 0.9
+    # A context that ends inside a group sets that group's scale by its own keys alone.
+    recipe = Recipe(query="int8", key="int8", query_group=3, key_group=32)
+    curves = error_curves(*(x[None] for x in inputs), [recipe], contexts=[36, S], metrics=("nmse",))
+    got = attend(
+        (inputs[0], inputs[1][:36], inputs[2][:36]),
+        query="int8",
+        key="int8",
+        query_group=3,
+        key_group=32,
+    )
+    ideal = reference_attention(inputs[0], inputs[1][:36], inputs[2][:36])[:, 0]
+    nmse = ((got - ideal) ** 2).sum(-1) / (ideal**2).sum(-1)
+    np.testing.assert_allclose(curves.metrics["nmse"][0, 0, 0, :, 0], nmse, rtol=1e-4)
+
+
+def test_a_scaled_query_rounds_after_its_scale():
+    q, k, v = draw()
+    expected = softmax(half(half(q[:, 0]) * F32(0.1)) @ k[:, 0].T) @ v[:, 0]
+    recipe = Recipe(scale_at="query", query="float16", scaled_query="float16")
+    got = np.asarray(dot_product_attention(q, k, v, recipe=recipe, scale=0.1))[:, 0]
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+    once = dot_product_attention(q, k, v, recipe=recipe.replace(scaled_query="float32"), scale=0.1)
+    assert differ(np.asarray(once)[:, 0], expected) > 0.5
+
+
+def test_a_share_of_the_mean_key_is_taken_and_given_back():
+    """Keys with a large common part overflow half products; without most of it they do not."""
+    q, k, v = draw()
+    inputs = (q + F32(40), k + F32(40), v)
+    fields = {"qk_accum": "float16", "scores": "float16"}  # of q·k itself, before its scale
+    assert not np.isfinite(attend(inputs, **fields)).all()
+    shifted = attend(inputs, key_shift=0.9375, **fields)
+    assert np.isfinite(shifted).all()
+    plain = attend(inputs, key_shift=0.9375)
+    np.testing.assert_allclose(plain, exact(inputs), rtol=2e-3, atol=2e-3)
