@@ -179,8 +179,8 @@ def _attend(
     queries = jax.vmap(jax.vmap(lambda q: prepare(q, scale, softcap)))(q)
     start = jax.vmap(jax.vmap(lambda _, s: online_softmax.init(lanes, f, T * G, D, s)))
 
-    def attend(chunk: tuple[jax.Array, jax.Array]) -> online_softmax.Carry:
-        starts, stop = chunk
+    def attend(chunk: tuple[jax.Array, jax.Array, jax.Array]) -> online_softmax.Carry:
+        numbers, starts, stop = chunk
 
         def body(carry: Any, numbered: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
             number, first = numbered
@@ -198,7 +198,6 @@ def _attend(
             k_tile = k[:, :, at].astype(dtype)
             return run(queries, carry, k_tile, v_tile, valid, extra, keep, random), None
 
-        numbers = jnp.arange(len(starts), dtype=jnp.int32)
         return jax.lax.scan(body, start(q, seeds), (numbers, starts))[0]
 
     points = tiles.split_points(S, structure.split_kv)
@@ -209,7 +208,8 @@ def _attend(
         for some, (_, stop) in zip(starts, points, strict=True)
     ]
     stops = jnp.asarray([stop for _, stop in points], jnp.int32)
-    chunks = jax.lax.map(attend, (jnp.asarray(np.stack(starts)), stops))
+    numbers = jnp.arange(len(points) * longest, dtype=jnp.int32).reshape(len(points), longest)
+    chunks = jax.lax.map(attend, (numbers, jnp.asarray(np.stack(starts)), stops))
     merge = jax.vmap(jax.vmap(functools.partial(online_softmax.merge, lanes)))
     parts = [jax.tree.map(lambda x, i=i: x[i], chunks) for i in range(len(points))]
     carry = functools.reduce(merge, parts)

@@ -113,8 +113,10 @@ def run(
         return
     for n in job.contexts:
         parts = []
-        for start, stop in tiles.split_points(n, structure.split_kv):
-            for at, context, carry in segment(start, [stop]):
+        points = tiles.split_points(n, structure.split_kv)
+        each = len(tiles.block_starts(*points[0], job.tile, structure.kv_order))
+        for i, (start, stop) in enumerate(points):
+            for at, context, carry in segment(start, [stop], i * each):
                 if context is not None:
                     parts.append(carry)
                 yield at, None, None
@@ -137,8 +139,12 @@ def _segment(
     carry: Any,
     start: int,
     contexts: list[int],
+    number: int = 0,
 ) -> Iterator[tuple[int, int | None, Any]]:
-    """The carry of keys [start, n) for each n of contexts; of the last alone if walked backward."""
+    """The carry of keys [start, n) for each n of contexts; of the last alone if walked backward.
+
+    number: of its first tile, for random bits.
+    """
     order, stop = lanes.structure.kv_order, contexts[-1]
     starts = tiles.block_starts(start, stop, tile, order)
     count = max(1, PIECE_KEYS // (tile.width * tile.blocks))
@@ -150,7 +156,7 @@ def _segment(
         yield low, None, None
         with storage(lanes.structure.storage):
             laid = (jnp.asarray(x) for x in _lay(reader.read(low, high), some, low, tile))
-            tape = (*laid, jnp.asarray(some), np.int32(tile.kv_block), np.int32(first))
+            tape = (*laid, jnp.asarray(some), np.int32(tile.kv_block), np.int32(number + first))
 
         def advance(carry: Any, begin: int, end: int, limit: int, tape: Any = tape) -> Any:
             bounds = (np.int32(begin), np.int32(end), np.int32(limit))

@@ -8,6 +8,8 @@ import dataclasses
 import math
 from typing import Any
 
+import numpy as np
+
 from jaxattn import block_rules
 from jaxattn.formats import FLOAT32, STOCHASTIC, Format, format_of, holds, largest, name_of, unknown
 
@@ -200,6 +202,10 @@ class Recipe:
         for field, names in CHOICES.items():
             if getattr(self, field) not in names:
                 raise unknown(field, getattr(self, field), names)
+        for field in (*INTEGERS, "kv_block", "seed"):
+            value = getattr(self, field)
+            if isinstance(value, np.integer):
+                object.__setattr__(self, field, int(value))
         for field, meaning in INTEGERS.items():
             _check_positive(field, meaning, getattr(self, field))
         block_rules.check(self.kv_block)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxattn import dot_product_attention, half_tables, kernels, reference_attention
+from jaxattn import dot_product_attention, error_curves, half_tables, kernels, reference_attention
 from jaxattn.recipe import Recipe
 
 FLOAT32 = kernels.get("float32")
@@ -573,6 +573,20 @@ class TestStochastic:
         error = sums.std() / np.sqrt(len(sums))
         assert 0 < error < 10
         assert abs(sums.mean() - 4096) < 4 * error
+
+    def test_chunks_draw_apart(self):
+        """Two chunks of the same keys: with the same bits each would give half of the sum."""
+        once = self.sums(self.RECIPE, 2500)
+        twice = self.sums(self.RECIPE.replace(split_kv=2), 5000)
+        assert np.mean(twice == 2 * once) < 0.1
+        zeros, ones = np.zeros((1, 5000, 1, 1), np.float32), np.ones((1, 5000, 1, 1), np.float32)
+        curves = [
+            error_curves(
+                zeros[:, :16], zeros, ones, [recipe], contexts=[n], metrics=("bias_l",)
+            ).metrics["bias_l"]
+            for recipe, n in ((self.RECIPE, 2500), (self.RECIPE.replace(split_kv=2), 5000))
+        ]
+        assert np.mean(curves[0] == curves[1]) < 0.1
 
     @pytest.mark.parametrize(
         "sites",

@@ -217,3 +217,45 @@ def test_a_share_of_the_mean_key_is_taken_and_given_back():
     assert np.isfinite(shifted).all()
     plain = attend(inputs, key_shift=0.9375)
     np.testing.assert_allclose(plain, exact(inputs), rtol=2e-3, atol=2e-3)
+
+
+def test_probabilities_see_m_as_it_is_stored_for_them():
+    """A sink of 10 nats is 14.427 in base 2, and 14.4375 in bfloat16."""
+    q, k, v = np.zeros((1, 1, 4), F32), np.zeros((1, 1, 4), F32), np.ones((1, 1, 1), F32)
+    recipe = Recipe(exp="exp2", sinks="seed", seen_max="bfloat16")
+    got = dot_product_attention(q, k, v, recipe=recipe, sinks=np.float32([10.0]))
+    p = 2.0**-14.4375
+    np.testing.assert_allclose(got, p / (1 + p), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("bias", "masked"), [(-16.0, True), (-15.9921875, False)])
+def test_a_bias_at_the_threshold_masks(bias, masked):
+    """The second key scores 40 more than the first, so that without a mask it decides."""
+    q, k = np.ones((1, 1, 1), F32), F32([[[0.0]], [[40.0]]])
+    v, low = F32([[[1.0]], [[2.0]]]), F32([[[[0.0, bias]]]])
+    recipe = Recipe(mask_below=-16.0)
+    got = dot_product_attention(q, k, v, bias=low, recipe=recipe, scale=1.0)
+    assert got == (1.0 if masked else 2.0)
+
+
+@pytest.mark.parametrize(("flush", "kept"), [(-2.0, False), (-4.0, True)])
+def test_a_rescale_factor_below_the_threshold_is_nothing(flush, kept):
+    q, k = np.ones((1, 1, 1), F32), F32([[[0.0]], [[3.0]]])
+    v = F32([[[1.0]], [[2.0]]])
+    recipe = Recipe(kv_block=1, rescale_flush=flush)
+    got = dot_product_attention(q, k, v, recipe=recipe, scale=1.0)
+    a = np.exp(-3.0) if kept else 0.0
+    np.testing.assert_allclose(got[0, 0, 0], (a + 2) / (a + 1), rtol=1e-6)
+
+
+def test_curves_draw_the_random_bits_that_attention_draws():
+    """Three tiles, each with bits of its own."""
+    q, k, v = (x[None] for x in draw())
+    k, v = np.tile(k, (1, 4, 1, 1)), np.tile(v, (1, 4, 1, 1))
+    recipe = Recipe(kv_block=1, running_sum="bfloat16:sr")
+    curves = error_curves(q, k, v, [recipe], contexts=[4 * S], metrics=("bias_l",))
+    lse = dot_product_attention(q, k, v, recipe=recipe, return_residual=True)[1]
+    exact_lse = reference_attention(q, k, v, return_residual=True)[1]
+    bias = np.expm1(np.asarray(lse, np.float64) - exact_lse)
+    assert np.ptp(bias) > 1e-3
+    np.testing.assert_allclose(curves.metrics["bias_l"][0, 0], bias, atol=2e-6)

@@ -318,3 +318,9 @@ class TestKernels:
             kernels.get("hexagon-hmx-fp61")
         with pytest.raises(ValueError, match="known: float32"):
             kernels.get("zzz")
+
+
+def test_numpy_integers_are_integers():
+    recipe = Recipe(kv_block=np.int64(64), output_every=np.int32(8), seed=np.uint32(7))
+    assert recipe == Recipe(kv_block=64, output_every=8, seed=7)
+    assert type(recipe.kv_block) is int and json.dumps(recipe.to_dict())
