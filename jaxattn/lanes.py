@@ -73,6 +73,7 @@ class Structure(NamedTuple):
     the running max is lazy, keys are shifted and the accumulators inside the products narrow."""
 
     exp: str
+    rescale_exp: str
     log2e_at: str
     scale_at: str
     tanh: str

@@ -126,7 +126,10 @@ def _exp(lanes: Lanes, f: Traced, round: Any, quantity: str, difference: jax.Arr
         count = len(f[quantity]["log2e"])
         log2e = round(quantity, "log2e", jnp.full((count,), LOG2E, x.dtype))
         x = round(quantity, "exponent", x * log2e.reshape(-1, *(1,) * (x.ndim - 1)))
-    return EXPONENTIALS[lanes.structure.exp][0](x)
+    name = lanes.structure.exp
+    if quantity == "a" and lanes.structure.rescale_exp == "exact":
+        name = "exp2" if lanes.log2e else "exp"
+    return EXPONENTIALS[name][0](x)
 
 
 def _blocks_first(x: jax.Array) -> jax.Array:

@@ -62,6 +62,7 @@ NUMBERS: dict[str, str] = {
 CHOICES: dict[str, dict[str, str]] = {
     "exp": {
         "exp": "base e, correctly rounded up to the host's exp",
+        "exp_cubic": "base e, by a cubic in the bits, good to 1e-4 (PyTorch's fexp_u20)",
         "exp2": "base 2, likewise",
         "exp2_half": "base 2, the degree-6 polynomial in half precision of ggml's Hexagon backend,"
         " without subnormals (0 below 2^-15)",
@@ -69,6 +70,10 @@ CHOICES: dict[str, dict[str, str]] = {
         "exp2_poly3": "base 2, FlashAttention-4's degree-3 polynomial",
         "exp2_poly4": "base 2, FlashAttention-4's degree-4 polynomial",
         "exp2_poly5": "base 2, FlashAttention-4's degree-5 polynomial",
+    },
+    "rescale_exp": {
+        "same": "a = exp(m_prev - m_next) by the exponential of p",
+        "exact": "by a correctly rounded one of the same base",
     },
     "log2e_at": {
         "scale": "log2(e) is folded in the scale: scores are in base 2",
@@ -174,6 +179,7 @@ class Recipe:
     empty_inverse: float = 0.0
 
     exp: str = "exp"
+    rescale_exp: str = "same"
     log2e_at: str = "scale"
     scale_at: str = "scores"
     tanh: str = "tanh"
@@ -315,7 +321,7 @@ def _check_normalisation(recipe: Recipe) -> None:
 
 def _check_range(recipe: Recipe) -> None:
     """That no p exceeds what `probs` holds: m may lag behind a score, or be set below it."""
-    nats = recipe.exp == "exp" or recipe.log2e_at == "exponent"
+    nats = not recipe.exp.startswith("exp2") or recipe.log2e_at == "exponent"
     exponent = (recipe.lazy_threshold - recipe.max_offset) * (math.log2(math.e) if nats else 1.0)
     top = recipe.probs.emax + math.log2(largest(recipe.probs) / 2.0**recipe.probs.emax)
     if exponent > top:
