@@ -476,42 +476,52 @@ def test_flax_attention():
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
+QUICK_MASKED = (
+    "float32 hexagon-hmx-fp16 hexagon-hmx-fp32 hexagon-hvx jax-nn-bf16 splash-f32".split()
+)
+
+
 class TestFullyMasked:
     """What each kernel makes of a row whose every key is masked, and of a block."""
 
     # recipe -> (the row, NMSE of the other rows at most)
     ROWS = {
         "float32": (0.0, 1e-12),
-        "hexagon-hmx-fp16": ("mean", 1e-5),
-        "hexagon-hmx-fp32": (np.nan, 1e-5),
-        "hexagon-hvx": (0.0, 1e-5),
-        "metal": (0.0, 1e-6),
-        "ggml-cpu-decode": (0.0, 1e-4),
-    }
-    SLOW = {
         "float64": (0.0, 1e-12),
+        "hexagon-hmx-fp16": ("mean", 1e-5),
         "hexagon-hmx-fp16-qf16": ("mean", 1e-4),
         "hexagon-hmx-fp16-qf16-spill": ("mean", 1e-4),
         "hexagon-hmx-exp2hf": ("mean", 1e-5),
         "hexagon-pr24389": ("mean", 1e-5),
+        "hexagon-hmx-fp32": (np.nan, 1e-5),
+        "hexagon-hvx": (0.0, 1e-5),
+        "metal": (0.0, 1e-6),
         "metal-bf16": (0.0, 1e-4),
+        "ggml-cpu-decode": (0.0, 1e-4),
         "ggml-cpu-decode-f32": (0.0, 1e-12),
-        "ggml-cpu-decode-neon": (0.0, 1e-4),
-        "ggml-cpu-decode-avx512fp16": (0.0, 1e-4),
         "ggml-cpu-prefill": (0.0, 1e-12),
-        "ggml-cpu-splitkv": (0.0, 1e-4),
     }
+    # Kernels that replace the scores of masked keys by a number attend to all of them alike.
+    MEAN = ("jax-nn", "pallas", "splash", "tokamax", "maxtext", "flax", "mlx-cpu", "sage", "triton")
+    COARSE = ("-fp8", "sage", "-bf16", "deepseek", "jax-nn-f32-tpu", "pasa", "amla")
 
-    def test_every_kernel_is_here(self):
-        assert set(self.ROWS) | set(self.SLOW) == set(kernels.names())
+    def outcome(self, name):
+        if name in self.ROWS:
+            return self.ROWS[name]
+        coarse = any(word in name for word in self.COARSE)
+        return "mean" if name.startswith(self.MEAN) else 0.0, 3e-2 if coarse else 1e-4
 
     @pytest.mark.parametrize(
-        "name", [*ROWS, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
+        "name",
+        [
+            pytest.param(name, marks=() if name in QUICK_MASKED else pytest.mark.slow)
+            for name in kernels.names()
+        ],
     )
     def test_row_and_block(self, name):
         recipe = kernels.get(name)
-        recipe = recipe.replace(kv_block=64) if isinstance(recipe.kv_block, str) else recipe
-        row, limit = (self.ROWS | self.SLOW)[name]
+        recipe = recipe.replace(kv_block=64) if name.startswith("hexagon-hmx") else recipe
+        row, limit = self.outcome(name)
         query, key, value = draw(8, t=3)
         value = value + 0.5
         mask = mask_of(1, 1, N, 3, S)
@@ -525,7 +535,8 @@ class TestFullyMasked:
         assert np.sum(error**2) <= limit * np.sum(expected[~empty] ** 2)
         mean = np.asarray(value, np.float64)[:, :, 0].mean(1)  # of all keys, masked or not
         given = mean if isinstance(row, str) else np.full_like(mean, row)
-        np.testing.assert_allclose(got[:, 0, 1], given, rtol=3e-2, atol=3e-3)
+        rtol = 0.13 if name == "triton-tutorial-fp8" else 3e-2  # three bits in its result
+        np.testing.assert_allclose(got[:, 0, 1], given, rtol=rtol, atol=3e-3)
 
     @pytest.mark.parametrize(
         "name",

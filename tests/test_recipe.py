@@ -283,6 +283,11 @@ class TestParseSettings:
             Recipe().replace(**parse_settings([setting]))
 
 
+# Arithmetic that no repository shows, and kernels that round as another project's do.
+PAPERS = ("DeepSeek-V3", "PASA", "AMLA")
+ALIKE = {"executorch-sdpa": "torch-cpu-flash-f32", "openvino-cpu-f32": "torch-cpu-math-f32"}
+
+
 class TestKernels:
     def test_names(self):
         assert set(NAMES) <= set(kernels.names())
@@ -303,20 +308,27 @@ class TestKernels:
         if name in ("float32", "float64"):
             assert "no kernel in particular" in recipe.citation
             return
+        if recipe.citation.startswith(PAPERS) and "arXiv" in recipe.citation:
+            return
         assert re.search(r"\b[\w.-]+/[\w.-]+\b", recipe.citation)  # a repository
         if "pull request" not in recipe.citation:
             assert re.search(r"\b[\w/.-]+\.(c|h|cpp|cu|cuh|metal|py)\b", recipe.citation)
-            assert re.search(r"\b[0-9a-f]{8,40}\b", recipe.citation)  # a commit
+            at = r"\b([0-9a-f]{7,40}|\d+\.\d+\.\d+)\b"  # a commit or a release
+            assert re.search(at, recipe.citation)
         assert recipe.inferred  # no kernel's every rounding is stated in its source
 
     def test_no_two_kernels_are_one(self):
-        identities = [json.dumps(kernels.get(name).identity()) for name in kernels.names()]
+        """But those that other projects wrote anew."""
+        names = [name for name in kernels.names() if name not in ALIKE]
+        identities = [json.dumps(kernels.get(name).identity()) for name in names]
         assert len(set(identities)) == len(identities)
+        for name, other in ALIKE.items():
+            assert kernels.get(name).identity() == kernels.get(other).identity()
 
     def test_an_unknown_name_suggests_the_nearest(self):
         with pytest.raises(ValueError, match="unknown recipe 'hexagon-hmx-fp61'.*hexagon-hmx-fp16"):
             kernels.get("hexagon-hmx-fp61")
-        with pytest.raises(ValueError, match="known: float32"):
+        with pytest.raises(ValueError, match="known: .*float32"):
             kernels.get("zzz")
 
 
