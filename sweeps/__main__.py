@@ -4,6 +4,7 @@ Exit codes: 0 when the command completed, 2 for bad input (one line; nothing was
 1 when the machine failed it (disk full, no memory), 130 after Ctrl-C (finished parts are kept).
 """
 
+import importlib
 import shlex
 import subprocess
 import sys
@@ -12,9 +13,12 @@ from typing import Annotated, Any, NoReturn, cast
 
 import typer
 
-from sweeps.hexagon import FULL, QUICK
-
-STUDIES = {FULL.name: (FULL, QUICK)}
+STUDIES = {  # modules that hold FULL and QUICK
+    "hexagon": "sweeps.hexagon",
+    "atlas": "sweeps.atlas",
+    "fidelity": "sweeps.fidelity",
+    "claims": "sweeps.claims.study",
+}
 ROOT = Path(__file__).resolve().parent.parent
 # click's ClickException, wherever this version of typer keeps it
 CLI_ERROR = cast(type[Exception], typer.BadParameter.__mro__[2])
@@ -26,20 +30,12 @@ app = typer.Typer(
 
 @app.command("list")
 def list_studies() -> None:
-    """The studies: recipes, inputs, contexts, and how many curves each computes."""
-    for name, (full, quick) in STUDIES.items():
+    """The studies, and what each of them computes."""
+    for name in STUDIES:
+        full = _study(name, quick=False)
         print(f"{name}: {full.title}")
-        for word, study in (("full", full), ("--quick", quick)):
-            blocks = len(study.recipes) + len(study.block_axis) * len(study.kv_blocks)
-            blocks -= sum(len(study.kv_blocks) for r in study.block_axis if r not in study.recipes)
-            print(
-                f"  {word}: {len(study.recipes)} recipes at KV blocks "
-                f"{', '.join(map(str, study.kv_blocks))} and their own, "
-                f"{len(study.regimes)} regimes, {study.seeds} seeds, contexts 256 to "
-                f"{study.max_context:,}: {blocks * len(study.regimes) * study.seeds} curves"
-            )
-        print(f"  recipes: {', '.join(full.recipes)}")
-        print(f"  regimes: {', '.join(full.regimes)}")
+        for line in full.describe(_study(name, quick=True)):
+            print(f"  {line}")
 
 
 @app.command()
@@ -48,6 +44,9 @@ def run(
     quick: Annotated[bool, typer.Option("--quick", help="a first picture")] = False,
     out: Annotated[
         Path | None, typer.Option(help="where rows go [default: results/STUDY[-quick][-INPUTS]]")
+    ] = None,
+    only: Annotated[
+        str | None, typer.Option(help="of fidelity and claims: these kernels or claims A,B alone")
     ] = None,
     inputs: Annotated[
         str | None, typer.Option(help="a .npz or .safetensors capture, `minilm`, or regimes A,B")
@@ -68,63 +67,81 @@ def run(
     The same command again resumes: finished parts are not computed a second time. Parts of other
     settings in OUT are moved to OUT/_aside, and fetched back when a run needs them.
     """
-    from sweeps import plan
-    from sweeps import run as running
-    from sweeps.keys import sources_hash
-    from sweeps.store import check_directory, writing
+    from sweeps import grid, items
+    from sweeps.plan import Study
 
     chosen = _study(study, quick)
-    names = recipes.split(",") if recipes is not None else chosen.recipes
-    by_name = plan.recipes_of(list(names), set_ or [])
-    sources = plan.inputs_of(chosen, inputs, seeds, max_context)
-    if any(source.observed for source in sources):
-        _note("the capture's own `output` is checked, but this study does not compare with it")
-    labels = list(dict.fromkeys(source.label for source in sources))
-    default = [chosen.name, *(["quick"] if quick else []), *(labels if inputs else [])]
-    root = out or Path("results", "-".join(default))
-    check_directory(root, chosen.name)
+    options = {
+        "--inputs": inputs,
+        "--recipes": recipes,
+        "--max-context": max_context,
+        "--seeds": seeds,
+        "--set": set_ or None,
+    }
+    if isinstance(chosen, Study):
+        _refuse(study, {"--only": only}, "use --recipes")
+        work, notes = grid.work_of(
+            chosen,
+            quick,
+            recipes=recipes,
+            settings=set_,
+            inputs=inputs,
+            seeds=seeds,
+            max_context=max_context,
+        )
+    else:
+        _refuse(study, options, "use --only")
+        names = only.split(",") if only is not None else None
+        work, notes = items.work_of(chosen, quick, names), []
+    for note in notes:
+        _note(note)
+    root = out or Path("results", "-".join((work.study, *work.suffix)))
+    _carry_out(work, root)
+    if figures and chosen.has_figures:
+        _draw(root)
 
-    import jaxattn
 
-    numbers = sources_hash(Path(jaxattn.__file__).parent)
-    jobs = plan.jobs_of(chosen, by_name, sources, numbers)
-    parts = [part for job in jobs for part in job.parts]
+def _refuse(study: str, options: dict[str, Any], instead: str) -> None:
+    for name, value in options.items():
+        if value is not None:
+            raise ValueError(f"{name} has no meaning with the study {study!r}; {instead}")
+
+
+def _carry_out(work: Any, root: Path) -> None:
+    """Compute and store what is missing of the work in `root`, and print its table."""
+    from sweeps import run as running
+    from sweeps.store import check_directory, writing
+
+    check_directory(root, work.study)
     running.use_compilation_cache()
     environment = running.environment()
     manifest = {
-        "study": chosen.name,
-        "title": chosen.title,
+        "study": work.study,
+        "title": work.title,
         "command": shlex.join(["python", "-m", "sweeps", *sys.argv[1:]]),
         **environment,
-        "sources": numbers,
-        "recipes": {name: recipe.to_dict() for name, recipe in by_name.items()},
-        "block_rules": running.describe_rules(by_name.values()),
-        "inputs": running.describe_inputs(sources),
-        "seeds": sorted({source.seed for source in sources}),
-        "contexts": list(jobs[0].contexts),
-        "parts": [part.describe() for part in parts],
+        **work.manifest,
+        "parts": work.parts,
     }
-    with writing(root, chosen.name, _note) as store:
-        finished: dict[str, Any] = {}
+    with writing(root, work.study, _note) as store:
         try:
-            finished = store.begin(manifest, [part.key for part in parts])
+            finished = store.begin(manifest, [part["key"] for part in work.parts])
+            finished = {k: v for k, v in finished.items() if not work.again(store, k)}
             origin = running.provenance(environment)
             for line in running.differences(finished.values(), origin):
                 _note(f"warning: {line}; delete {root} to compute them again")
             if finished:
-                _note(f"{len(finished)} of {len(parts)} parts are finished already")
+                _note(f"{len(finished)} of {len(work.parts)} parts are finished already")
             with running.Progress() as progress:
-                running.run_jobs(jobs, store, finished, origin, progress)
+                work.compute(store, finished, origin, progress)
         except KeyboardInterrupt:
-            kept = sum(store.path(part.key).exists() for part in parts)
+            kept = sum(store.path(part["key"]).exists() for part in work.parts)
             _note(
-                f"interrupted: {kept} of {len(parts)} parts are kept in {root}; "
+                f"interrupted: {kept} of {len(work.parts)} parts are kept in {root}; "
                 f"the same command again goes on from there"
             )
             raise typer.Exit(130) from None
         _print_tables(root)
-    if figures:
-        _draw(root)
 
 
 @app.command()
@@ -140,21 +157,16 @@ def _study(name: str, quick: bool) -> Any:
         from jaxattn.formats import unknown
 
         raise unknown("study", name, STUDIES)
-    return STUDIES[name][int(quick)]
+    module = importlib.import_module(STUDIES[name])
+    return module.QUICK if quick else module.FULL
 
 
 def _print_tables(root: Path) -> None:
     from sweeps.store import read_rows
-    from sweeps.table import crossings, table
 
     manifest, stored = read_rows(root)
-    rows = stored.to_pandas()
-    present = set(rows["inputs"])
-    recipes, labels = list(manifest["recipes"]), [x for x in manifest["inputs"] if x in present]
-    print(table(rows, recipes, labels))
-    print()
-    print(crossings(rows, recipes, labels))
-    done = len(rows[["recipe", "inputs", "seed", "block"]].drop_duplicates())
+    done = sum((root / f"{part['key']}.parquet").is_file() for part in manifest["parts"])
+    print(_study(manifest["study"], quick=False).text(stored.to_pandas(), manifest))
     if done < len(manifest["parts"]):
         _note(f"{done} of {len(manifest['parts'])} parts are finished; `run` again for the rest")
 

@@ -19,6 +19,7 @@ BUNDLED = {"minilm": Path(__file__).parent / "data" / "minilm_layer4_8k.safetens
 class Study:
     """A named grid: `recipes` at their own KV block, those of `block_axis` at `kv_blocks` too.
 
+    recipes: names; none for all that there are.
     sizes: keyword arguments of jaxattn.inputs.regime (heads, queries, group, head_dim, dtype).
     parameters: further keyword arguments, by regime.
     """
@@ -33,6 +34,41 @@ class Study:
     max_context: int
     sizes: Mapping[str, Any]
     parameters: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    has_figures = True
+
+    def text(self, rows: Any, manifest: Mapping[str, Any]) -> str:
+        """The study's tables, of its rows as a data frame."""
+        from sweeps.table import crossings, table
+
+        present = set(rows["inputs"])
+        names, labels = list(manifest["recipes"]), [x for x in manifest["inputs"] if x in present]
+        return table(rows, names, labels) + "\n\n" + crossings(rows, names, labels)
+
+    def describe(self, quick: "Study") -> list[str]:
+        """Lines for `list`."""
+        lines = [f"{word}: {study._size()}" for word, study in (("full", self), ("--quick", quick))]
+        lines.append(f"recipes: {', '.join(self.names())}")
+        return [*lines, f"regimes: {', '.join(self.regimes)}"]
+
+    def names(self) -> tuple[str, ...]:
+        """The recipes' names."""
+        from jaxattn import kernels
+
+        return self.recipes or tuple(kernels.names())
+
+    def _size(self) -> str:
+        names = self.names()
+        axis = [name for name in self.block_axis if name in names]
+        curves = (len(names) + len(axis) * len(self.kv_blocks)) * len(self.regimes) * self.seeds
+        blocks = (
+            f"KV blocks {', '.join(map(str, self.kv_blocks))} and their own"
+            if axis
+            else ("their own KV blocks")
+        )
+        return (
+            f"{len(names)} recipes at {blocks}, {len(self.regimes)} regimes, {self.seeds} seeds, "
+            f"contexts 256 to {self.max_context:,}: {curves} curves"
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -71,7 +71,8 @@ def table(rows: pd.DataFrame, recipes: Sequence[str], inputs: Sequence[str]) -> 
     lines += [
         "",
         "Medians over seeds, heads and queries. Errors of the running sum l and the output o are",
-        "relative and signed. passes: first context with NMSE above 5e-4; ~: within it",
+        "relative and signed; that of l is of exp(log-sum-exp): errors of scores are part of it.",
+        "passes: first context with NMSE above 5e-4; ~: within it",
         "again at a longer one; !: some row overflows at some context; -: none.",
     ]
     return "\n".join(lines[1:])

@@ -1,0 +1,95 @@
+"""`python -m sweeps.peers`: call one real kernel, compare it with its recipe, keep its output.
+
+attend NAME IN.npz OUT.npy    what `sweeps run fidelity` starts for each call
+check NAME [NAME ...]         the rows of these kernels, stored nowhere
+golden FILE [NAME ...]        the outputs that tests keep
+install                       the group `peers` of pyproject.toml, what can be installed of it
+"""
+
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sweeps.peers import compare, golden
+from sweeps.peers.peer import Peer, family, peers
+
+# Of llama.cpp only ggml's library is wanted.
+GGML_ALONE = "-DLLAVA_BUILD=OFF " + " ".join(
+    f"-DLLAMA_{part}=OFF"
+    for part in ("BUILD_TESTS", "BUILD_EXAMPLES", "BUILD_TOOLS", "BUILD_SERVER", "CURL")
+)
+
+
+def attend(name: str, inputs: str, output: str) -> None:
+    peer = _peer(name)
+    with np.load(inputs, allow_pickle=False) as arrays:
+        query, key, value, scale = (arrays[x] for x in ("query", "key", "value", "scale"))
+    result = family(peer.family).attend(peer, query, key, value, float(scale))
+    with open(output, "wb") as file:
+        np.save(file, np.asarray(result, np.float32))
+
+
+def check(*names: str) -> None:
+    for name in names:
+        try:
+            for row in compare.compare(_peer(name)):
+                cells = (f"{x:.6g}" if isinstance(x, float) else str(x) for x in row.values())
+                print(name, "  ".join(cells), flush=True)
+        except compare.NotRun as error:
+            print(f"{name}: not run: {error}", flush=True)
+
+
+def keep(path: str, *names: str) -> None:
+    for name in names:
+        _peer(name)
+    for line in golden.make(Path(path), names):
+        print(line, flush=True)
+
+
+def install() -> None:
+    """One at a time: what does not install here leaves the others alone."""
+    groups = tomllib.loads((compare.ROOT / "pyproject.toml").read_text())["dependency-groups"]
+    os.environ.setdefault("CMAKE_ARGS", GGML_ALONE)
+    failed = []
+    for requirement in groups["peers"]:
+        print(f"installing {requirement}", flush=True)
+        command = [sys.executable, "-m", "pip", "install", "--quiet", requirement]
+        if subprocess.run(command).returncode:
+            failed.append(requirement)
+    if failed:
+        print(f"not installed, so not run by the fidelity study: {', '.join(failed)}")
+
+
+def _peer(name: str) -> Peer:
+    from jaxattn.formats import unknown
+
+    known = peers()
+    if name not in known:
+        raise unknown("real kernel", name, known)
+    return known[name]
+
+
+def main() -> None:
+    commands: dict[str, Any] = {
+        "attend": attend,
+        "check": check,
+        "golden": keep,
+        "install": install,
+    }
+    command, *arguments = sys.argv[1:] or [""]
+    if command not in commands:
+        sys.exit(__doc__)
+    try:
+        commands[command](*arguments)
+    except ValueError as error:
+        print(f"sweeps.peers: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,214 @@
+"""A real kernel's error vector beside its recipe's: what both get wrong against float64."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_dtypes  # noqa: F401  (registers bfloat16 with NumPy)
+import numpy as np
+from packaging.requirements import Requirement
+
+from sweeps.peers.peer import Peer, versions
+from sweeps.plan import BUNDLED
+
+INPUTS = ("gaussian", "biased_v", "minilm")
+FIGURES = (
+    "correlation",
+    "control",
+    "unexplained",
+    "nmse_real",
+    "nmse_recipe",
+    "rms_ratio",
+    "equal",
+)
+LIMIT_S = 600  # of one call of a real kernel
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class NotRun(Exception):
+    """The real kernel could not be run here; the message says why."""
+
+
+class Drawn(NamedTuple):
+    """Inputs of one comparison: query [T, N, H], key and value [S, K, .], and the scale."""
+
+    query: np.ndarray
+    key: np.ndarray
+    value: np.ndarray
+    scale: float
+
+
+def draw(peer: Peer, name: str, context: int) -> Drawn | None:
+    """The first `context` keys of the named inputs in the peer's dtype; None if they do not fit."""
+    import jaxattn
+
+    if name == "minilm":
+        capture = jaxattn.captures.load(BUNDLED["minilm"])
+        query, (key, value) = capture.query[0][: peer.queries], capture.blocks(0, context)
+        if peer.causal or peer.group > 1 or len(query) < peer.queries:
+            return None
+        scale = query.shape[-1] ** -0.5
+        extra = max(0, peer.head_dim - query.shape[-1])
+        query, key, value = (np.pad(x, ((0, 0), (0, 0), (0, extra))) for x in (query, key, value))
+    else:
+        query, stream = jaxattn.inputs.regime(
+            name,
+            length=context,
+            seed=0,
+            heads=peer.heads,
+            group=peer.group,
+            queries=context if peer.causal else peer.queries,
+            head_dim=peer.head_dim,
+            dtype=peer.dtype,
+        )
+        query, (key, value) = query[0], stream.blocks(0, context)
+        scale = peer.head_dim**-0.5
+    dtype = np.dtype(peer.dtype)
+    query, key, value = (
+        np.asarray(x).astype(dtype).astype(np.float32) for x in (query, key, value)
+    )
+    return Drawn(query, key, value, scale)
+
+
+def real(peer: Peer, drawn: Drawn) -> np.ndarray:
+    """The real kernel's output, computed in a process of its own. Raises NotRun."""
+    refuse_versions(peer)
+    with tempfile.TemporaryDirectory() as folder:
+        inputs, output = Path(folder, "in.npz"), Path(folder, "out.npy")
+        np.savez(inputs, query=drawn.query, key=drawn.key, value=drawn.value, scale=drawn.scale)
+        command = [sys.executable, "-m", "sweeps.peers", "attend", peer.name]
+        command += [str(inputs), str(output)]
+        environment = {**os.environ, **peer.environment}
+        try:
+            done = subprocess.run(
+                command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=LIMIT_S
+            )
+        except subprocess.TimeoutExpired:
+            raise NotRun(f"took longer than {LIMIT_S} s") from None
+        if done.returncode < 0:
+            raise NotRun(f"killed by {signal.Signals(-done.returncode).name}")
+        if done.returncode:
+            lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+            raise NotRun(f"failed: {lines[-1] if lines else f'exit code {done.returncode}'}")
+        result = np.load(output, allow_pickle=False)
+    expected = (*drawn.query.shape[:2], drawn.value.shape[-1])
+    if result.shape != expected:
+        raise NotRun(f"gave an output of shape {result.shape}, not {expected}")
+    return result
+
+
+def refuse_versions(peer: Peer) -> None:
+    """Raises NotRun where a package is missing, or of a version that a peer is not made for."""
+    try:
+        installed = versions(peer)
+    except ModuleNotFoundError as error:
+        raise NotRun(f"{error.name} is not installed") from None
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    for requirement in map(Requirement, project["dependency-groups"]["peers"]):
+        version = installed.get(requirement.name)
+        if version is not None and not requirement.specifier.contains(version, prereleases=True):
+            raise NotRun(f"{requirement.name} {version} is installed, it needs {requirement}")
+
+
+def recipe_of(peer: Peer) -> Any:
+    from jaxattn import kernels
+
+    recipe = kernels.get(peer.recipe)
+    return recipe.replace(**peer.changes) if peer.changes else recipe
+
+
+def control_of(recipe: Any) -> Any:
+    """A kernel without roundings inside: its inputs and its result alone are narrow.
+
+    What a comparison would find if the recipe were empty; it should find less.
+    """
+    from jaxattn.recipe import Recipe
+
+    inputs = {site: getattr(recipe, site) for site in ("query", "key", "value", "result")}
+    groups = {"query_group": recipe.query_group, "key_group": recipe.key_group}
+    return Recipe(**inputs, **groups, kv_block=recipe.key_group or 64)
+
+
+def figures(
+    truth: np.ndarray, emulated: np.ndarray, control: np.ndarray, reference: np.ndarray
+) -> dict[str, float]:
+    """How much of the real kernel's error the recipe explains; all arrays [T, N, D].
+
+    correlation: of the two error vectors; control: the same for a recipe without roundings inside
+    unexplained: ||e_real - e_recipe|| / ||e_real||
+    nmse_real, nmse_recipe: squared error over squared reference
+    rms_ratio: RMS of the real error over the recipe's
+    equal: share of elements that are the same to the bit
+    """
+    truth, emulated, control = (x.astype(np.float64) for x in (truth, emulated, control))
+    e, r, c = truth - reference, emulated - reference, control - reference
+    size, norm = np.sum(reference**2), np.linalg.norm
+    return {
+        "correlation": _correlation(e, r),
+        "control": _correlation(e, c),
+        "unexplained": float(norm(e - r) / norm(e)) if norm(e) else float(norm(r) > 0),
+        "nmse_real": float(np.sum(e**2) / size),
+        "nmse_recipe": float(np.sum(r**2) / size),
+        "rms_ratio": float(norm(e) / norm(r)) if norm(r) else float("inf"),
+        "equal": float(np.mean(truth == emulated)),
+    }
+
+
+def _correlation(a: np.ndarray, b: np.ndarray) -> float:
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        return float("nan")
+    a, b = a.ravel() - a.mean(), b.ravel() - b.mean()
+    size = np.linalg.norm(a) * np.linalg.norm(b)
+    return float(a @ b / size) if size else float("nan")
+
+
+def emulate(peer: Peer, drawn: Drawn, recipe: Any) -> np.ndarray:
+    """The recipe's output [T, N, D] in float32, rounded as `result` says and no further."""
+    import jaxattn
+
+    out = jaxattn.dot_product_attention(
+        drawn.query,
+        drawn.key,
+        drawn.value,
+        recipe=recipe,
+        scale=drawn.scale,
+        is_causal=peer.causal,
+        softcap=peer.softcap,
+    )
+    return np.asarray(out)
+
+
+def compare(peer: Peer) -> Iterator[dict[str, Any]]:
+    """One row for each of the inputs and contexts. Raises NotRun where the kernel cannot run."""
+    import jaxattn
+
+    recipe = recipe_of(peer)
+    for name in INPUTS:
+        for context in peer.contexts:
+            drawn = draw(peer, name, context)
+            if drawn is None:
+                continue
+            truth = real(peer, drawn)
+            reference = jaxattn.reference_attention(
+                drawn.query,
+                drawn.key,
+                drawn.value,
+                scale=drawn.scale,
+                is_causal=peer.causal,
+                softcap=peer.softcap,
+            )
+            emulated = emulate(peer, drawn, recipe)
+            plain = emulate(peer, drawn, control_of(recipe))
+            yield {
+                "peer": peer.name,
+                "recipe": peer.recipe,
+                "inputs": name,
+                "context": context,
+                **figures(truth, emulated, plain, reference),
+            }

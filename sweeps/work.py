@@ -1,0 +1,28 @@
+"""Work: what any study asks of the command line: parts to find again, and how to compute them."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from sweeps.run import Progress
+from sweeps.store import Store
+
+Finished = Mapping[str, Mapping[str, Any]]  # key of a part -> its provenance
+
+
+class Work(NamedTuple):
+    """study, title: of the manifest; suffix: of the directory that rows go to by default.
+
+    manifest: what the study adds to it
+    parts:    an entry of the manifest for each part, each with its `key`
+    compute:  stores every part that is not finished; called with the Store, the finished parts,
+              the provenance of new ones, and the progress
+    again:    whether a finished part, by its key, is to be computed again all the same
+    """
+
+    study: str
+    title: str
+    suffix: tuple[str, ...]
+    manifest: dict[str, Any]
+    parts: list[dict[str, Any]]
+    compute: Callable[[Store, Finished, Mapping[str, Any], Progress], None]
+    again: Callable[[Store, str], bool] = lambda store, key: False
