@@ -26,13 +26,14 @@ def draw(root: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    from plots.figures import STYLE, figures_of, save
-    from plots.rows import read
+    from plots import atlas, fidelity, figures
+    from plots.rows import manifest_of
 
-    rows, manifest = read(root)
-    with plt.style.context(STYLE):
-        for name, figure in figures_of(rows, manifest["recipes"], manifest["kinds"]):
-            for path in save(figure, root / "_figures", name):
+    modules = {"atlas": atlas, "fidelity": fidelity}
+    drawn = modules.get(manifest_of(root)["study"], figures).read_and_draw
+    with plt.style.context(figures.STYLE):
+        for name, figure in drawn(root):
+            for path in figures.save(figure, root / "_figures", name):
                 print(path, flush=True)
 
 

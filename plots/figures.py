@@ -25,7 +25,16 @@ from plots.curves import (
     short_name,
 )
 from plots.labels import size_in_points
-from plots.rows import RULE, blocks_of, crossings, featured, panels_of, summarise, with_panels
+from plots.rows import (
+    RULE,
+    blocks_of,
+    crossings,
+    featured,
+    panels_of,
+    read,
+    summarise,
+    with_panels,
+)
 
 WIDTH = 7.2  # inches: two columns of a paper
 STYLE = Path(__file__).parent / "jaxattn.mplstyle"
@@ -246,6 +255,12 @@ def figures_of(
     for block in dict.fromkeys((blocks[0], blocks[-1])):
         yield f"error_by_recipe_{block}", by_recipe(lines, panels, present, block, medians)
     yield "passing", passing(lines, panels, present)
+
+
+def read_and_draw(root: Path) -> Iterator[tuple[str, Figure]]:
+    """The figures of the rows in `root`."""
+    rows, manifest = read(root)
+    yield from figures_of(rows, manifest["recipes"], manifest["kinds"])
 
 
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:

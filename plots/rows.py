@@ -16,23 +16,37 @@ COLUMNS += ["overflow", "stagnated"]
 MOST_PANELS = 8
 
 
-def read(root: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Rows and manifest of a directory that `python -m sweeps run` wrote; ValueError if none."""
+def manifest_of(root: Path) -> dict[str, Any]:
+    """The manifest of a directory that `python -m sweeps run` wrote; ValueError if none."""
     try:
-        manifest = json.loads((root / "_manifest.json").read_text())
-        keys = [part["key"] for part in manifest["parts"]]
-        kinds = {label: source["kind"] for label, source in manifest["inputs"].items()}
+        manifest: dict[str, Any] = json.loads((root / "_manifest.json").read_text())
+        manifest["study"], [part["key"] for part in manifest["parts"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{root}: no directory of sweeps ({error})") from None
-    paths = [root / f"{key}.parquet" for key in keys]
+    return manifest
+
+
+def rows_of(root: Path, manifest: Mapping[str, Any], columns: list[str] | None) -> pd.DataFrame:
+    """The rows of every finished part; ValueError if there are none, or they lack `columns`."""
+    paths = [root / f"{part['key']}.parquet" for part in manifest["parts"]]
     paths = [path for path in paths if path.is_file()]
     if not paths:
         raise ValueError(f"{root}: no part is finished yet")
     try:
-        rows = pd.concat([pd.read_parquet(path, columns=COLUMNS) for path in paths])
+        return pd.concat([pd.read_parquet(path, columns=columns) for path in paths])
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"{root}: a part cannot be read ({error})") from None
-    return rows, {"recipes": list(manifest["recipes"]), "kinds": kinds}
+
+
+def read(root: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Rows of a grid study, and its recipes and the kinds of its inputs; ValueError if none."""
+    manifest = manifest_of(root)
+    try:
+        kinds = {label: source["kind"] for label, source in manifest["inputs"].items()}
+        recipes = list(manifest["recipes"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{root}: no directory of sweeps ({error})") from None
+    return rows_of(root, manifest, COLUMNS), {"recipes": recipes, "kinds": kinds}
 
 
 def with_panels(rows: pd.DataFrame, kinds: Mapping[str, str]) -> pd.DataFrame:

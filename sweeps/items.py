@@ -17,7 +17,7 @@ from sweeps.store import Store
 from sweeps.work import Finished, Work
 
 NOT_RUN = "not run"
-HERE = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class ListStudy:
     """A study of items, each with rows of the columns of `schema`.
 
     items:   (quick) -> the items, in the order of the table
-    sources: folder of sweeps whose code decides the rows, as jaxattn's does
+    sources: folders of the checkout whose code decides the rows, as jaxattn's own does
     table:   rows -> the table, whose last line counts
     """
 
@@ -45,7 +45,7 @@ class ListStudy:
     title: str
     items: Callable[[bool], Sequence[Item]]
     schema: Mapping[str, pa.DataType]
-    sources: str
+    sources: tuple[str, ...]
     table: Callable[[Any], str]
     has_figures: bool = False
 
@@ -69,10 +69,8 @@ def work_of(study: ListStudy, quick: bool, only: Sequence[str] | None) -> Work:
         if name not in items:
             raise unknown(f"item of {study.name}", name, items)
     chosen = [items[name] for name in dict.fromkeys(only)] if only else list(items.values())
-    package = Path(jaxattn.__file__).parent
-    sources = "".join(
-        sources_hash(folder) for folder in (package, package / "kernels", HERE / study.sources)
-    )
+    folders = (Path(jaxattn.__file__).parent, *(ROOT / folder for folder in study.sources))
+    sources = "".join(sources_hash(folder) for folder in folders)
     schema = pa.schema(list(study.schema.items()))
     keys = {
         item.name: part_key({"study": study.name, "item": item.name, **item.identity}, sources)

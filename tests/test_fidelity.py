@@ -140,10 +140,35 @@ def test_an_output_of_another_shape_is_refused(monkeypatch):
     assert row["why"] == "gave an output of shape (2, 3), not (16, 2, 64)"
 
 
+def test_ties_are_results_that_noise_decides():
+    truth, emulated = np.array([1.0, 1.0, 2.0, 3.0]), np.array([1.0, 1.25, 2.25, 3.5])
+    unrounded = np.array([1.01, 1.1251, 2.2, 3.25])
+    tied = compare.ties(truth, emulated, unrounded, 1e-3)
+    assert list(tied) == [False, True, False, True]
+    reference = np.array([1.01, 1.12, 2.21, 3.1])
+    found = compare.figures(truth, emulated, emulated, reference, exact=truth, tied=tied)
+    clear = ~tied
+    assert found["ties"] == 0.5 and found["ceiling"] == found["correlation"] < 1
+    expected = compare._correlation((truth - reference)[clear], (emulated - reference)[clear])
+    assert found["settled"] == expected
+
+
+def test_a_shortfall_is_explained_by_what_was_measured():
+    line = {"expect": VECTOR, "correlation": 0.99, "settled": 0.9995, "ties": 0.002, "ceiling": 1.0}
+    assert fidelity.cause_of({**line, "cause": ""}).startswith("results at a tie, up to 0.20%")
+    line = {**line, "settled": 0.99, "ceiling": 0.995}
+    assert "goes down to 0.995" in fidelity.cause_of({**line, "cause": ""})
+    line = {**line, "ceiling": 0.9999}
+    assert fidelity.cause_of({**line, "cause": "its own"}) == "its own"
+    assert fidelity.cause_of({**line, "cause": ""}) == "the cause is not known"
+    assert fidelity.cause_of({**line, "expect": NOISE, "cause": "its own"}) == "its own"
+
+
 def rows(name, correlation=1.0, ratio=1.0, expect=VECTOR, status="run", **more):
     words = {"peer": name, "recipe": "r", "versions": "v 1", "expect": expect, "status": status}
     figures = dict.fromkeys(compare.FIGURES, 0.5) | {
         "correlation": correlation,
+        "ceiling": 1.0,
         "rms_ratio": ratio,
     }
     return {"cause": "", "why": "", **words, **figures, **more}

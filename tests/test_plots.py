@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
+from plots import atlas, fidelity
 from plots import figures as fig
 from plots.__main__ import main
 from plots.crossings import passing_contexts
@@ -263,11 +264,48 @@ def test_rows_of_one_block_have_no_figure_by_block(style):
     assert list(drawn) == ["error_by_recipe_rule", "passing"]
 
 
+def test_an_atlas_has_a_panel_for_every_kernel(style):
+    names = [*RECIPES, "a-kernel-of-a-rather-long-name-bf16"]
+    rows = made_rows(REGIMES[:2], names)
+    figure = atlas.small_multiples(rows, names, dict.fromkeys(REGIMES[:2], "regime"))
+    titles = [ax.get_title(loc="left") for ax in figure.axes]
+    assert [title.replace("\n", "") for title in titles] == names
+    assert max(len(line) for title in titles for line in title.splitlines()) <= atlas.LINE + 1
+    assert len({ax.get_ylim() for ax in figure.axes}) == 1
+    assert all(len(ax.lines) >= 3 for ax in figure.axes)  # two inputs and the tolerance
+
+
+def made_fidelity() -> pd.DataFrame:
+    rows = [
+        {"peer": peer, "expect": expect, "status": "run", "inputs": name}
+        | {"correlation": correlation, "control": 0.3, "rms_ratio": 1.2}
+        for peer, expect, correlation in (("one", "vector", 1.0), ("two", "noise", 0.2))
+        for name in fidelity.INPUTS
+    ]
+    gone = rows[0] | dict.fromkeys(("correlation", "control", "rms_ratio"), np.nan)
+    return pd.DataFrame([*rows, gone | {"peer": "absent", "status": "not run"}])
+
+
+def test_fidelity_has_a_row_for_every_kernel_that_ran(style, tmp_path):
+    made_fidelity().to_parquet(tmp_path / "0a.parquet")
+    manifest = {"study": "fidelity", "parts": [{"key": "0a"}]}
+    (tmp_path / "_manifest.json").write_text(json.dumps(manifest))
+    ((name, figure),) = fidelity.read_and_draw(tmp_path)
+    labels = [[t.get_text() for t in ax.get_yticklabels()] for ax in figure.axes]
+    assert name == "fidelity" and labels == [["one"], ["two"]]
+    texts = [*figure.texts, *(ax.xaxis.label for ax in figure.axes)]
+    assert not overlaps(figure, texts)
+    made_fidelity().assign(status="not run").to_parquet(tmp_path / "0a.parquet")
+    with pytest.raises(ValueError, match="no real kernel ran"):
+        next(fidelity.read_and_draw(tmp_path))
+
+
 def write(root: Path, rows: pd.DataFrame) -> None:
     """A directory as `sweeps` leaves it, by hand."""
     root.mkdir(parents=True, exist_ok=True)
     rows.to_parquet(root / "0a.parquet")
-    manifest = {"recipes": dict.fromkeys(RECIPES), "parts": [{"key": "0a"}, {"key": "0b"}]}
+    manifest = {"study": "hexagon", "recipes": dict.fromkeys(RECIPES)}
+    manifest["parts"] = [{"key": "0a"}, {"key": "0b"}]
     manifest["inputs"] = {name: {"kind": "regime"} for name in REGIMES}
     (root / "_manifest.json").write_text(json.dumps(manifest))
 

@@ -285,7 +285,7 @@ class TestParseSettings:
 
 # Arithmetic that no repository shows, and kernels that round as another project's do.
 PAPERS = ("DeepSeek-V3", "PASA", "AMLA")
-ALIKE = {"executorch-sdpa": "torch-cpu-flash-f32", "openvino-cpu-f32": "torch-cpu-math-f32"}
+ALIKE = {"executorch-sdpa": "torch-cpu-flash-f32"}
 
 
 class TestKernels:

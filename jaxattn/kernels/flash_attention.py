@@ -19,6 +19,7 @@ FA2_FP16 = Recipe(
         f"flash_fwd_launch_template.h (run_mha_fwd_hdim128: 128 x 64) {_AT}"
     ),
     inferred=f"{_APPROXIMATE}; on GPUs of capability 8.6 and 8.9 a block of head dim 128 is 32",
+    evidence="paper: FlashAttention-3 (arXiv 2407.08608), table 3",
     kv_block=64,
     kv_order="backward",
     query=FLOAT16,
@@ -86,6 +87,7 @@ FA4_FP16 = FA2_FP16.replace(
         "and to the rescale factor; rcp.approx as correctly rounded; float32 sums, in TMEM too, in "
         "this host's order"
     ),
+    evidence="paper: FlashAttention-4, table 2 (its exp2)",
     kv_block=128,
     lazy_threshold=8.0,
     exp="exp2_poly3",
@@ -98,6 +100,7 @@ FA4_FP16_HARDWARE = FA4_FP16.replace(
         "ex2.approx for every key, as with ex2_emu_freq = 0 (SM103); ex2.approx and rcp.approx as "
         "correctly rounded; float32 sums, in TMEM too, in this host's order"
     ),
+    evidence="",
     exp="exp2",
 )
 
@@ -123,12 +126,13 @@ FA4_FP8 = FA4_FP16.replace(
 
 def _bf16(recipe: Recipe) -> Recipe:
     fields = dict.fromkeys(("query", "key", "value", "probs", "result"), BFLOAT16)
-    return recipe.replace(name=recipe.name.replace("fp16", "bf16"), **fields)
+    return recipe.replace(name=recipe.name.replace("fp16", "bf16"), evidence="", **fields)
 
 
 def _d64(recipe: Recipe, kv_block: int, tile: tuple[str, str]) -> Recipe:
     citation = recipe.citation.replace(*tile)
-    return recipe.replace(name=f"{recipe.name}-d64", kv_block=kv_block, citation=citation)
+    fields = {"kv_block": kv_block, "citation": citation, "evidence": ""}
+    return recipe.replace(name=f"{recipe.name}-d64", **fields)
 
 
 _BF16 = tuple(_bf16(recipe) for recipe in (FA2_FP16, FA3_FP16, FA4_FP16, FA4_FP16_HARDWARE))

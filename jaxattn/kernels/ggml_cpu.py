@@ -12,6 +12,7 @@ DECODE = Recipe(
         "(ggml_vec_mad_f16, ggml_vec_scale_f16; x86 with F16C) at d99724f2"
     ),
     inferred="float32 sums inside q·k in this host's order",
+    evidence="real kernel",
     kv_block=1,
     query=FLOAT16,
     key=FLOAT16,
@@ -35,6 +36,7 @@ DECODE_NEON = DECODE.replace(
     citation=DECODE.citation.replace("x86 with F16C", "Arm NEON with half arithmetic")
     + "; GGML_F16x8_REDUCE in simd-mappings.h",
     inferred="half fused multiply-adds round to float32 before they round to half",
+    evidence="",
     qk_accum=FLOAT16,
     qk_chunk=1,
     qk_partials=32,
@@ -47,6 +49,7 @@ DECODE_AVX512FP16 = DECODE.replace(
     name="ggml-cpu-decode-avx512fp16",
     citation=DECODE.citation.replace("x86 with F16C", "x86 with AVX512-FP16"),
     inferred="half fused multiply-adds round to float32 before they round to half",
+    evidence="",
     qk_accum=FLOAT16,
     qk_chunk=1,
     qk_partials=128,
@@ -62,6 +65,7 @@ PREFILL = Recipe(
         "float32 multiply-add per key"
     ),
     inferred="a tile's row sum, double in the source, is float32 here",
+    evidence="real kernel",
     kv_block=64,
     output_every=1,
 )

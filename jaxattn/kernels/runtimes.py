@@ -34,9 +34,13 @@ EXECUTORCH = Recipe(
         "pytorch/executorch, extension/llm/custom_ops/op_sdpa_impl.h (cpu_flash_attention) at "
         "00f16074"
     ),
-    inferred="kv_block=512, as in the ATen kernel that it comes from; sums in this host's order",
+    inferred=(
+        "kv_block=512, as in the ATen kernel that it comes from; sums in this host's order, p·v's "
+        "over 128 keys at a time, as the size of its errors tells"
+    ),
     evidence=_REAL,
     kv_block=512,
+    output_every=128,
     sinks="none",
 )
 

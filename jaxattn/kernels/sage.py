@@ -26,6 +26,7 @@ SAGE_1 = Recipe(
         "1.0.6 gives the slots behind a context that 64 does not divide a score of 0, HEAD masks "
         "them as here"
     ),
+    evidence="real kernel",
     kv_block=64,
     query=INT8,
     query_group=128,

@@ -57,7 +57,7 @@ FULL = ListStudy(
     title="published claims about the numerics of attention, measured",
     items=items,
     schema=SCHEMA,
-    sources="claims",
+    sources=("sweeps/claims", "jaxattn/kernels"),
     table=table,
 )
 QUICK = FULL

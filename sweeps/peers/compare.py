@@ -20,6 +20,9 @@ from sweeps.plan import BUNDLED
 INPUTS = ("gaussian", "biased_v", "minilm")
 FIGURES = (
     "correlation",
+    "settled",
+    "ties",
+    "ceiling",
     "control",
     "unexplained",
     "nmse_real",
@@ -27,6 +30,7 @@ FIGURES = (
     "rms_ratio",
     "equal",
 )
+NOISE_FACTOR = 2  # two float32 kernels may err on either side
 LIMIT_S = 600  # of one call of a real kernel
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -51,8 +55,9 @@ def draw(peer: Peer, name: str, context: int) -> Drawn | None:
     if name == "minilm":
         capture = jaxattn.captures.load(BUNDLED["minilm"])
         query, (key, value) = capture.query[0][: peer.queries], capture.blocks(0, context)
-        if peer.causal or peer.group > 1 or len(query) < peer.queries:
+        if peer.causal or peer.group > 1:
             return None
+        query = np.resize(query, (peer.queries, *query.shape[1:]))  # a few, again and again
         scale = query.shape[-1] ** -0.5
         extra = max(0, peer.head_dim - query.shape[-1])
         query, key, value = (np.pad(x, ((0, 0), (0, 0), (0, extra))) for x in (query, key, value))
@@ -136,11 +141,20 @@ def control_of(recipe: Any) -> Any:
 
 
 def figures(
-    truth: np.ndarray, emulated: np.ndarray, control: np.ndarray, reference: np.ndarray
+    truth: np.ndarray,
+    emulated: np.ndarray,
+    control: np.ndarray,
+    reference: np.ndarray,
+    *,
+    exact: np.ndarray | None = None,
+    tied: np.ndarray | None = None,
 ) -> dict[str, float]:
     """How much of the real kernel's error the recipe explains; all arrays [T, N, D].
 
     correlation: of the two error vectors; control: the same for a recipe without roundings inside
+    settled: the correlation without the elements `tied` (see ties); ties: their share
+    ceiling: correlation of the recipe's errors with those of `exact`, the recipe in float64 sums;
+        where rounding turns on float32 noise, no other kernel can be expected nearer than that
     unexplained: ||e_real - e_recipe|| / ||e_real||
     nmse_real, nmse_recipe: squared error over squared reference
     rms_ratio: RMS of the real error over the recipe's
@@ -149,8 +163,12 @@ def figures(
     truth, emulated, control = (x.astype(np.float64) for x in (truth, emulated, control))
     e, r, c = truth - reference, emulated - reference, control - reference
     size, norm = np.sum(reference**2), np.linalg.norm
+    clear = np.ones(e.shape, bool) if tied is None else ~tied
     return {
         "correlation": _correlation(e, r),
+        "settled": _correlation(e[clear], r[clear]),
+        "ties": float(1 - np.mean(clear)),
+        "ceiling": 1.0 if exact is None else _correlation(r, exact.astype(np.float64) - reference),
         "control": _correlation(e, c),
         "unexplained": float(norm(e - r) / norm(e)) if norm(e) else float(norm(r) > 0),
         "nmse_real": float(np.sum(e**2) / size),
@@ -166,6 +184,18 @@ def _correlation(a: np.ndarray, b: np.ndarray) -> float:
     a, b = a.ravel() - a.mean(), b.ravel() - b.mean()
     size = np.linalg.norm(a) * np.linalg.norm(b)
     return float(a @ b / size) if size else float("nan")
+
+
+def ties(
+    truth: np.ndarray, emulated: np.ndarray, unrounded: np.ndarray, noise: float
+) -> np.ndarray:
+    """Where kernel and recipe took the two neighbours of a result that lies between them.
+
+    unrounded: the recipe's result in float32; noise: what float32 sums may differ by. An element
+    counts if `unrounded` is as near to the middle of the two as noise can tell.
+    """
+    middle = (truth.astype(np.float64) + emulated) / 2
+    return (truth != emulated) & (np.abs(unrounded - middle) <= noise)
 
 
 def emulate(peer: Peer, drawn: Drawn, recipe: Any) -> np.ndarray:
@@ -187,6 +217,7 @@ def emulate(peer: Peer, drawn: Drawn, recipe: Any) -> np.ndarray:
 def compare(peer: Peer) -> Iterator[dict[str, Any]]:
     """One row for each of the inputs and contexts. Raises NotRun where the kernel cannot run."""
     import jaxattn
+    from jaxattn.formats import FLOAT32
 
     recipe = recipe_of(peer)
     for name in INPUTS:
@@ -204,11 +235,18 @@ def compare(peer: Peer) -> Iterator[dict[str, Any]]:
                 softcap=peer.softcap,
             )
             emulated = emulate(peer, drawn, recipe)
-            plain = emulate(peer, drawn, control_of(recipe))
+            control = control_of(recipe)
+            plain = emulate(peer, drawn, control)
+            exact, tied = emulate(peer, drawn, recipe.replace(storage="float64")), None
+            if recipe.result != FLOAT32:
+                unrounded = emulate(peer, drawn, recipe.replace(result=FLOAT32))
+                single = emulate(peer, drawn, control.replace(result=FLOAT32))
+                noise = NOISE_FACTOR * float(np.abs(single - reference).max())
+                tied = ties(truth, emulated, unrounded, noise)
             yield {
                 "peer": peer.name,
                 "recipe": peer.recipe,
                 "inputs": name,
                 "context": context,
-                **figures(truth, emulated, plain, reference),
+                **figures(truth, emulated, plain, reference, exact=exact, tied=tied),
             }

@@ -26,7 +26,17 @@ PEERS = (
     _peer("mlx-cpu-f32", _MLX, ("mlx",), "mlx-cpu-f32", expect=NOISE),
     _peer("mlx-cpu-fp16", _MLX, ("mlx",), "mlx-cpu-fp16", dtype="float16"),
     _peer("mlx-cpu-bf16", _MLX, ("mlx",), "mlx-cpu-bf16", dtype="bfloat16"),
-    _peer("openvino-cpu-f32", _OPENVINO, ("openvino",), "openvino-cpu-f32", expect=NOISE),
+    _peer(
+        "openvino-cpu-f32",
+        _OPENVINO,
+        ("openvino",),
+        "openvino-cpu-f32",
+        expect=NOISE,
+        cause=(
+            "an order of sums that is not known: from 2,048 keys on it errs 1.8 times as much as "
+            "this host's matrix product, and less than one chain of keys would (0.2 to 0.5)"
+        ),
+    ),
     _peer("openvino-cpu-bf16", _OPENVINO, ("openvino",), "openvino-cpu-bf16", dtype="bfloat16"),
     _peer("executorch-sdpa", _EXECUTORCH, ("executorch", "torch"), "executorch-sdpa", expect=NOISE),
 )
