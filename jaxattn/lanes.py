@@ -43,7 +43,7 @@ QUANTITIES: dict[str, tuple[tuple[str, ...], str]] = {
     "l": (("rescaled_sum", "running_sum"), "ra"),
     "w": (("pv_accum",), "pv"),
     "o": (("rescaled_output", "output"), "wb"),
-    "y": (("inverse", "result", "empty_inverse"), "mlo"),
+    "y": (("final_output", "inverse", "result", "empty_inverse"), "mlo"),
 }
 
 

@@ -262,7 +262,8 @@ def finish(
 ) -> tuple[jax.Array, ...]:
     """result [lanes of y, R, D], log-sum-exp [lanes of y, R] in nats, the carry's lost likewise."""
     round, take = rounder(lanes, f, None), lanes.take
-    m, l, o = take("y", "m", carry.m), take("y", "l", carry.l), take("y", "o", carry.o)
+    m, l = take("y", "m", carry.m), take("y", "l", carry.l)
+    o = round("y", "final_output", take("y", "o", carry.o))
     lost = take("y", "l", carry.lost)
     nats = 1 / LOG2E if lanes.base_2 else 1.0
     normalise = lanes.structure.normalise

@@ -40,6 +40,7 @@ SITES: dict[str, str] = {
     "pv_accum": "the accumulator inside p·v of one block, every `pv_chunk` keys",
     "rescaled_output": "a·o (and p·v·y, where o is kept as o/l)",
     "output": "o = a·o + p·v, every `output_every` keys",
+    "final_output": "o once more, as it is handed over to be normalised",
     "inverse": "y = 1/l",
     "result": "o·y (or o/l)",
 }
@@ -165,6 +166,7 @@ class Recipe:
     pv_accum: Format = FLOAT32
     rescaled_output: Format = FLOAT32
     output: Format = FLOAT32
+    final_output: Format = FLOAT32
     inverse: Format = FLOAT32
     result: Format = FLOAT32
 
@@ -298,7 +300,7 @@ def _check_consistent(recipe: Recipe) -> None:
     if recipe.split_kv > 1 and recipe.sinks == "seed":
         raise ValueError("split_kv goes with sinks='end' or 'none': a seed would count per chunk")
     fixed = {"query", "key", "value", "scale", "scaled_query", "log2e", "cap", "shift"}
-    fixed |= {"qk_accum", "pv_accum", "inverse", "result"}
+    fixed |= {"qk_accum", "pv_accum", "final_output", "inverse", "result"}
     fixed |= {"running_max"} if recipe.sinks == "seed" else set()
     for site in sorted(fixed):
         if getattr(recipe, site).rounding == STOCHASTIC:

@@ -312,7 +312,7 @@ class TestKernels:
             return
         assert re.search(r"\b[\w.-]+/[\w.-]+\b", recipe.citation)  # a repository
         if "pull request" not in recipe.citation:
-            assert re.search(r"\b[\w/.-]+\.(c|h|cpp|cu|cuh|metal|py)\b", recipe.citation)
+            assert re.search(r"\b[\w/.-]+\.(c|h|cl|cpp|cu|cuh|metal|py)\b", recipe.citation)
             at = r"\b([0-9a-f]{7,40}|\d+\.\d+\.\d+)\b"  # a commit or a release
             assert re.search(at, recipe.citation)
         assert recipe.inferred  # no kernel's every rounding is stated in its source

@@ -5,6 +5,9 @@ from jaxattn.kernels import (
     flash_attention,
     flashinfer,
     ggml_cpu,
+    ggml_cuda,
+    ggml_opencl,
+    ggml_vulkan,
     hexagon,
     ideal,
     metal,
@@ -19,7 +22,7 @@ from jaxattn.kernels import (
 from jaxattn.recipe import Recipe
 
 _FAMILIES = (
-    *(ideal, hexagon, metal, ggml_cpu),
+    *(ideal, hexagon, metal, ggml_cpu, ggml_cuda, ggml_vulkan, ggml_opencl),
     *(flash_attention, flashinfer, sage, triton_tutorial, papers),
     *(openxla, tokamax, pytorch, runtimes),
 )

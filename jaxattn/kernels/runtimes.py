@@ -61,9 +61,7 @@ MLX_BF16 = MLX_F32.replace(name="mlx-cpu-bf16", **_narrow(BFLOAT16))
 
 MLX_VECTOR = Recipe(
     name="mlx-sdpa-vector-fp16",
-    citation=(
-        "ml-explore/mlx, mlx/backend/metal/kernels/sdpa_vector.h (sdpa_vector) at 009745bc"
-    ),
+    citation=("ml-explore/mlx, mlx/backend/metal/kernels/sdpa_vector.h (sdpa_vector) at 009745bc"),
     inferred=(
         "fast::exp as correctly rounded; the kernel walks keys in 32 interleaved chains that it "
         "merges in float32, here they are one"
