@@ -11,7 +11,10 @@ DECODE = Recipe(
         f"{_OPS} (ggml_compute_forward_flash_attn_ext_f16_one_chunk, float16 V) and vec.h "
         "(ggml_vec_mad_f16, ggml_vec_scale_f16; x86 with F16C) at d99724f2"
     ),
-    inferred="float32 sums inside q·k in this host's order",
+    inferred=(
+        "float32 sums inside q·k in this host's order; a single query token with 512 keys and more "
+        "is split (ggml-cpu-splitkv)"
+    ),
     evidence="real kernel",
     kv_block=1,
     query=FLOAT16,
@@ -35,7 +38,10 @@ DECODE_NEON = DECODE.replace(
     name="ggml-cpu-decode-neon",
     citation=DECODE.citation.replace("x86 with F16C", "Arm NEON with half arithmetic")
     + "; GGML_F16x8_REDUCE in simd-mappings.h",
-    inferred="half fused multiply-adds round to float32 before they round to half",
+    inferred=(
+        "half fused multiply-adds round to float32 before they round to half; the last value dims, "
+        "where 32 does not divide them, take p and the factor in float32 there"
+    ),
     evidence="",
     qk_accum=FLOAT16,
     qk_chunk=1,
@@ -73,7 +79,10 @@ PREFILL = Recipe(
 SPLITKV = DECODE.replace(
     name="ggml-cpu-splitkv",
     citation=DECODE.citation + "; ggml_flash_attn_ext_reduce_partials",
-    inferred=DECODE.inferred + "; 8 threads, the kernel's chunks being ceil(keys / threads)",
+    inferred=(
+        "float32 sums inside q·k in this host's order; 8 threads, the kernel's chunks being "
+        "ceil(keys / threads)"
+    ),
     split_kv=8,
 )
 

@@ -5,6 +5,7 @@ from jaxattn.recipe import Recipe
 
 _REPO, _AT = "ggml-org/ggml, src/ggml-cuda", "at d99724f2"
 _CONSTANTS = "fattn-common.cuh (FATTN_KQ_MAX_OFFSET, 3·0.6931; SOFTMAX_FTZ_THRESHOLD)"
+_OFFSET = 2.0792999267578125  # 3·0.6931 in float32
 _LOWEST = -3.4028234663852886e38 / 2
 _FAST = "expf under -use_fast_math as correctly rounded; float32 sums in this host's order"
 _MERGED = (
@@ -16,8 +17,8 @@ MMA = Recipe(
     name="ggml-cuda-mma-f16",
     citation=(
         f"{_REPO}/fattn-mma-f16.cuh (flash_attn_ext_f16_iter, flash_attn_ext_f16_process_tile; "
-        f"mma_tile_sizes: T_C_VKQ is half2), mma.cuh, {_CONSTANTS} {_AT}: Turing and newer, blocks "
-        "of 64 keys (ggml_cuda_fattn_mma_get_config_ampere)"
+        f"mma_tile_sizes: T_C_VKQ is half2), mma.cuh, {_CONSTANTS} {_AT}: Ampere and newer, "
+        "blocks of 64 keys (ggml_cuda_fattn_mma_get_config_ampere)"
     ),
     inferred=(
         f"{_FAST}; mma.m16n8k16 with f16 accumulators adds 16 keys exactly and rounds once; 64 "
@@ -37,10 +38,17 @@ MMA = Recipe(
     output=FLOAT16,
     output_every=16,
     initial_max=_LOWEST,
-    max_offset=3 * 0.6931,
+    max_offset=_OFFSET,
     rescale_flush=-20.0,
     normalise="divide",
     empty_inverse=float("inf"),  # 0/0
+)
+
+TURING = MMA.replace(
+    name="ggml-cuda-mma-f16-turing",
+    citation=MMA.citation.replace("Ampere and newer", "Turing"),
+    inferred=MMA.inferred.replace("mma.m16n8k16", "mma.m16n8k8").replace("16 keys", "8 keys"),
+    output_every=8,
 )
 
 MFMA = MMA.replace(
@@ -159,4 +167,4 @@ IK_BOUNDED = TILE.replace(
     output_every=16,
 )
 
-RECIPES = (MMA, MFMA, TILE, TILE_DOT2, TILE_F32, VEC, VEC_AMD, IK_BOUNDED)
+RECIPES = (MMA, TURING, MFMA, TILE, TILE_DOT2, TILE_F32, VEC, VEC_AMD, IK_BOUNDED)

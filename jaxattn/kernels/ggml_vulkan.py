@@ -8,6 +8,7 @@ from jaxattn.recipe import Recipe
 
 _SHADERS = "ggml-org/ggml, src/ggml-vulkan/vulkan-shaders"
 _BASE = "flash_attn_base.glsl (O_TYPE, FATTN_KQ_MAX_OFFSET), vulkan-shaders-gen.cpp at d99724f2"
+_OFFSET = 2.0792999267578125  # 3·0.6931 in float32
 _LOWEST = -3.4028234663852886e38 / 2
 _FLOAT = "exp as correctly rounded; float32 sums in this host's order"
 _SPLIT = "split_k parts are merged in float32 and are not in the recipe"
@@ -34,7 +35,7 @@ CM2 = Recipe(
     output=FLOAT16,
     output_every=16,
     initial_max=_LOWEST,
-    max_offset=3 * 0.6931,
+    max_offset=_OFFSET,
 )
 
 # ln 8 as a half; m starts at half of the lowest half.
