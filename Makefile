@@ -12,7 +12,7 @@ ISA_FLAG := --xla_cpu_max_isa=AVX
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup sweep figures test test-all test-isa lint types clean
+.PHONY: help setup peers sweep figures test test-all test-isa lint types clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -20,6 +20,9 @@ help: ## list the targets
 	@echo "  variables: PYTHON=$(PYTHON) STUDY=$(STUDY) OUT=$(OUT) ARGS='$(ARGS)' PYTEST='$(PYTEST)'"
 
 setup: $(VENV)/.dev ## create .venv with everything: runtime, studies, tests and tools
+
+peers: $(VENV)/.dev ## install the real kernels that recipes are compared with, what can be
+	$(RUN) -m sweeps.peers install
 
 sweep: $(VENV)/.sweeps ## run a study and draw its figure (STUDY=, OUT=, ARGS=--quick)
 	$(RUN) -m sweeps run $(STUDY) $(if $(OUT),--out $(OUT)) $(ARGS)

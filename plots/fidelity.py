@@ -25,8 +25,9 @@ def read_and_draw(root: Path) -> Iterator[tuple[str, Figure]]:
     rows = rows_of(root, manifest_of(root), COLUMNS)
     rows = rows[rows["status"] == "run"]
     if rows.empty:
-        raise ValueError(f"{root}: no real kernel ran")
-    yield "fidelity", agreement(rows)
+        print(f"{root}: no real kernel ran, so there is no figure to draw")
+    else:
+        yield "fidelity", agreement(rows)
 
 
 def agreement(rows: pd.DataFrame) -> Figure:
