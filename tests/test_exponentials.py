@@ -31,7 +31,8 @@ def in_base(base, x):
 def test_every_name_that_a_recipe_may_choose_is_here():
     assert set(EXPONENTIALS) == set(CHOICES["exp"])
     assert set(TANHS) == set(CHOICES["tanh"])
-    assert {name: base for name, (_, base) in EXPONENTIALS.items() if base != 2} == {"exp": 0}
+    assert {name for name, (_, base) in EXPONENTIALS.items() if base == 0} == {"exp", "exp_cubic"}
+    assert all(base in (0, 2) for _, base in EXPONENTIALS.values())
 
 
 # --- accurate to the host ------------------------------------------------------------------------
@@ -70,6 +71,23 @@ def test_ends_of_the_range(name):
     np.testing.assert_array_equal(
         evaluate(name, x), np.float32([0, 0, 0, 1, 1, np.inf, np.inf, np.inf, np.nan])
     )
+
+
+def test_the_cubic_is_good_to_1e_4_in_steps_of_2_to_the_minus_17():
+    """A minimax cubic's error is its constant term; a step comes from the integer in float32."""
+    x = np.random.default_rng(3).uniform(-40, 0, 200_000).astype(np.float32)
+    y = evaluate("exp_cubic", x)
+    error = y / np.exp(x.astype(np.float64)) - 1
+    assert 1e-4 < np.abs(error).max() < 1.0704e-4 + 2.0**-17 and abs(error.mean()) < 1e-5
+    assert not np.any(y.view(np.int32) % 64) and np.any(y.view(np.int32) % 128)
+    ends = np.float32([-np.inf, -87.4, -87.3, 88.7, 88.8, np.inf, np.nan])
+    low, high = evaluate("exp_cubic", ends)[2:4] / np.exp(ends[2:4].astype(np.float64)) - 1
+    assert abs(low) < 2e-4 and abs(high) < 2e-4
+    np.testing.assert_array_equal(
+        evaluate("exp_cubic", ends)[[0, 1, 4, 5, 6]], np.float32([0, 0, np.inf, np.inf, np.nan])
+    )
+    with jax.enable_x64(True):
+        np.testing.assert_array_equal(evaluate("exp_cubic", x[:1000].astype(np.float64)), y[:1000])
 
 
 # --- FlashAttention-4's polynomials --------------------------------------------------------------
