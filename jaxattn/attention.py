@@ -176,7 +176,7 @@ def _attend(
     k, v = (jnp.moveaxis(x, 2, 1) for x in (key, value))  # [B, K, S, .]
     seeds = _sink_rows(sinks, B, K, T)
     prepare = functools.partial(scores.prepare, lanes, f)
-    queries = jax.vmap(jax.vmap(lambda q: prepare(q, scale, softcap)))(q)
+    queries = jax.vmap(jax.vmap(lambda q: prepare(q, scale, softcap, heads=G)))(q)
     start = jax.vmap(jax.vmap(lambda _, s: online_softmax.init(lanes, f, T * G, D, s)))
 
     def attend(chunk: tuple[jax.Array, jax.Array, jax.Array]) -> online_softmax.Carry:
@@ -214,7 +214,8 @@ def _attend(
     parts = [jax.tree.map(lambda x, i=i: x[i], chunks) for i in range(len(points))]
     carry = functools.reduce(merge, parts)
     finish = functools.partial(online_softmax.finish, lanes, f)
-    out, lse, _ = jax.vmap(jax.vmap(finish))(carry, seeds)
+    random = random_keys(lanes, jnp.int32(numbers.size), (B, K))
+    out, lse, _ = jax.vmap(jax.vmap(finish))(carry, seeds, random)
     out, lse = out[:, :, 0], lse[:, :, 0]  # the only recipe's lane
     out = jnp.moveaxis(out.reshape(B, K, T, G, D), 2, 1).reshape(B, T, N, D)
     lse = jnp.moveaxis(lse.reshape(B, K, T, G), 2, 1).reshape(B, T, N)

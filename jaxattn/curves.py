@@ -123,6 +123,7 @@ def error_curves(
         report,
         progress,
         rows=rows,
+        group=query.shape[0] * query.shape[2] // stream.heads,
         value_dim=stream.value_dim,
         scale=scale,
         formats=[format_of(dtype) for dtype in dtypes],

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxattn.exponentials import EXPONENTIALS
+from jaxattn.exponentials import EXPONENTIALS, LOG2E
 from jaxattn.formats import FLOAT16, FLOAT32, FLOAT64, STOCHASTIC, Format, holds
 from jaxattn.recipe import NUMBERS, SITES, Recipe
 from jaxattn.rounding import round_to, round_to_half, unrounded
@@ -20,6 +20,12 @@ from jaxattn.rounding import round_to, round_to_half, unrounded
 Traced = dict[str, dict[str, Any]]
 _SITE_NUMBER = {site: number for number, site in enumerate(SITES)}
 _SITE_NUMBER["summand"] = _SITE_NUMBER["probs"]  # what is summed is what is multiplied: one draw
+
+# What a sink at the end meets again of what m, l and o have met: no lane more.
+_SINK = (
+    *("running_max", "difference", "rescale", "output_rescale", "rescale_flush"),
+    *("rescaled_sum", "running_sum", "rescaled_output"),
+)
 
 # quantity -> (what of the recipe it reads itself, the quantities it reads)
 QUANTITIES: dict[str, tuple[tuple[str, ...], str]] = {
@@ -29,7 +35,7 @@ QUANTITIES: dict[str, tuple[tuple[str, ...], str]] = {
     "d": (("qk_accum",), "qk"),
     "s": (
         (
-            *("scale", "cap", "scores", "softcap", "bias"),
+            *("scale", "cap", "scores", "squashed", "softcap", "bias"),
             *("mask_value", "mask_below", "bias_factor", "key_shift", "shift"),
         ),
         "d",
@@ -43,7 +49,7 @@ QUANTITIES: dict[str, tuple[tuple[str, ...], str]] = {
     "l": (("rescaled_sum", "running_sum"), "ra"),
     "w": (("pv_accum",), "pv"),
     "o": (("rescaled_output", "output"), "wb"),
-    "y": (("final_output", "inverse", "result", "empty_inverse"), "mlo"),
+    "y": ((*_SINK, "final_output", "inverse", "result", "empty_inverse"), "mlo"),
 }
 
 
@@ -76,6 +82,7 @@ class Structure(NamedTuple):
     rescale_exp: str
     log2e_at: str
     scale_at: str
+    cap_at: str
     tanh: str
     sinks: str
     normalise: str
@@ -179,6 +186,9 @@ def weave(
         traced[quantity] = {
             name: _stack(name, [id[j] for id in distinct]) for j, name in enumerate(own)
         }
+    if EXPONENTIALS[structure.exp][1] == 2 and structure.log2e_at == "scale":
+        factors = traced["s"]["bias_factor"] * LOG2E
+        traced["s"]["bias_factor"] = factors.astype(np.float32).astype(np.float64)
     whole = FLOAT64 if structure.storage == "float64" else FLOAT32
     # Inputs that a format holds need no rounding to it; a shifted key is no input any more.
     inputs = {"query": query, "key": key, "value": value}

@@ -257,24 +257,46 @@ def merge(lanes: Lanes, one: Carry, other: Carry) -> Carry:
     return Carry(m, one.l * la + other.l * lb, o, jnp.maximum(one.lost, other.lost))
 
 
-def finish(
-    lanes: Lanes, f: Traced, carry: Carry, sinks: jax.Array | None = None
+def _meet_sink(
+    lanes: Lanes, f: Traced, round: Any, sinks: jax.Array, m: jax.Array, l: jax.Array, o: jax.Array
 ) -> tuple[jax.Array, ...]:
-    """result [lanes of y, R, D], log-sum-exp [lanes of y, R] in nats, the carry's lost likewise."""
-    round, take = rounder(lanes, f, None), lanes.take
-    m, l = take("y", "m", carry.m), take("y", "l", carry.l)
-    o = round("y", "final_output", take("y", "o", carry.o))
+    """m, l, o [lanes of y, ...] after one more key for each row, of score sinks [R] and value 0."""
+    exp = jnp.exp2 if lanes.base_2 else jnp.exp
+    sink = sinks.astype(m.dtype)[None] * jnp.asarray(LOG2E if lanes.base_2 else 1, m.dtype)
+    sink = round("y", "running_max", jnp.broadcast_to(sink, m.shape))
+    top = jax.lax.stop_gradient(jnp.maximum(m, sink))
+    drop = m - _finite(top)
+    a = exp(round("y", "difference", drop))
+    a = jnp.where(drop < number(f, "y", "rescale_flush", drop), jnp.zeros_like(a), a)
+    a = round("y", "rescale", a)
+    e = round("y", "rescale", exp(round("y", "difference", sink - _finite(top))))
+    l = round("y", "running_sum", round("y", "rescaled_sum", a * l) + e)
+    b = round("y", "output_rescale", a)[..., None]
+    return top, l, round("y", "rescaled_output", b * o)
+
+
+def finish(
+    lanes: Lanes,
+    f: Traced,
+    carry: Carry,
+    sinks: jax.Array | None = None,
+    random: jax.Array | None = None,
+) -> tuple[jax.Array, ...]:
+    """result [lanes of y, R, D], log-sum-exp [lanes of y, R] in nats, the carry's lost likewise.
+
+    sinks [R] or None; random: a PRNG key, where sinks meet a site that rounds stochastically.
+    """
+    round, take = rounder(lanes, f, random), lanes.take
+    m, l, o = take("y", "m", carry.m), take("y", "l", carry.l), take("y", "o", carry.o)
     lost = take("y", "l", carry.lost)
-    nats = 1 / LOG2E if lanes.base_2 else 1.0
-    normalise = lanes.structure.normalise
-    if sinks is not None and lanes.structure.sinks == "end":
-        if normalise in ("blocks", "before"):
-            o, normalise = o * l[..., None], "divide"
-        # In storage precision: the kernels that know sinks so have left 16 bits by then.
-        sink = sinks.astype(m.dtype)[None]
-        top = jax.lax.stop_gradient(jnp.maximum(m * nats, sink))
-        a, one = jnp.exp(m * nats - _finite(top)), jnp.exp(sink - _finite(top))
-        m, l, o = top / nats, l * a + one, o * a[..., None]
+    normalise, kind = lanes.structure.normalise, None if sinks is None else lanes.structure.sinks
+    if kind in ("end", "after") and normalise in ("blocks", "before"):
+        o, normalise = o * l[..., None], "divide"
+    if sinks is not None and kind == "end":
+        m, l, o = _meet_sink(lanes, f, round, sinks, m, l, o)
+    o = round("y", "final_output", o)
+    if sinks is not None and kind == "after":
+        m, l, o = _meet_sink(lanes, f, lambda quantity, site, x: x, sinks, m, l, o)
     empty = l == 0
     safe = jnp.where(empty, jnp.ones_like(l), l)
     inverse = jnp.where(empty, number(f, "y", "empty_inverse", l), 1 / safe)
@@ -286,6 +308,7 @@ def finish(
     else:
         scaled = o
     result = round("y", "result", scaled)
+    nats = 1 / LOG2E if lanes.base_2 else 1.0
     lse = jnp.where(empty, -jnp.inf, jax.lax.stop_gradient(m) * nats + jnp.log(safe))
     count = lanes.count("y")  # where all lanes of y read one lane, it stands for them until here
     return tuple(jnp.broadcast_to(x, (count, *x.shape[1:])) for x in (result, lse, lost))

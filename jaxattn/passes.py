@@ -86,18 +86,25 @@ class Job(NamedTuple):
 
 
 def run(
-    job: Job, reader: Reader, rows: np.ndarray, value_dim: int, scale: float, formats: list[Format]
+    job: Job,
+    reader: Reader,
+    rows: np.ndarray,
+    group: int,
+    value_dim: int,
+    scale: float,
+    formats: list[Format],
 ) -> Iterator[tuple[int, int | None, Outcome | None]]:
     """Walks the keys, yielding (key that is needed next, None, None), or (.., context, outcome).
 
-    rows: [K, R, H]. An outcome is (result [recipe, K, R, D], log-sum-exp [recipe, K, R], lost share
-    of l likewise).
+    rows: [K, R, H], of `group` heads each in turn. An outcome is (result [recipe, K, R, D],
+    log-sum-exp [recipe, K, R], lost share of l likewise).
     """
     structure = job.recipes[0]
     lanes, f = _woven(tuple(job.recipes), tuple(formats))
     with storage(structure.storage):
         query = jnp.asarray(rows, structure.storage)
-        queries, fresh = _begin(lanes, f, query, jnp.asarray(scale, structure.storage), value_dim)
+        factor = jnp.asarray(scale, structure.storage)
+        queries, fresh = _begin(lanes, f, query, factor, group, value_dim)
     segment = functools.partial(_segment, lanes, f, queries, job.tile, reader, fresh)
 
     def conclude(parts: list[Any]) -> Outcome:
@@ -192,11 +199,11 @@ def _lay(
             yield laid
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4))
+@functools.partial(jax.jit, static_argnums=(0, 4, 5))
 def _begin(
-    lanes: Lanes, f: Any, query: jax.Array, scale: jax.Array, value_dim: int
+    lanes: Lanes, f: Any, query: jax.Array, scale: jax.Array, group: int, value_dim: int
 ) -> tuple[Any, Any]:
-    queries = jax.vmap(lambda q: scores.prepare(lanes, f, q, scale, None))(query)
+    queries = jax.vmap(lambda q: scores.prepare(lanes, f, q, scale, None, group))(query)
     start = lambda q: online_softmax.init(lanes, f, q.shape[0], value_dim, None)  # noqa: E731
     return queries, jax.vmap(start)(query)
 

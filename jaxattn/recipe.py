@@ -24,6 +24,7 @@ SITES: dict[str, str] = {
     "shift": "what is taken from every key of a block (`key_shift`), and given back to s",
     "qk_accum": "the accumulator inside q·k, every `qk_chunk` products",
     "scores": "scaled scores s as stored",
+    "squashed": "tanh(s) as stored, before it is multiplied by the cap",
     "softcap": "tanh(s)·cap as stored",
     "bias": "bias·factor, and s + bias",
     "running_max": "m, the largest score so far, as stored",
@@ -52,7 +53,7 @@ NUMBERS: dict[str, str] = {
     "initial_max": "m before the first key",
     "mask_value": "what replaces the score of a masked key (-inf: the key is skipped)",
     "mask_below": "a bias at or below this masks its key",
-    "bias_factor": "what a bias is multiplied by (log2(e) as stored, where scores are in base 2)",
+    "bias_factor": "what a bias is multiplied by, beside log2(e) where scores are in base 2",
     "key_shift": "share of a block's mean key that is taken from its keys, and given back to s",
     "max_offset": "added to each block's maximum, against overflow",
     "lazy_threshold": "m stays while a block's maximum exceeds it by no more than this",
@@ -81,6 +82,10 @@ CHOICES: dict[str, dict[str, str]] = {
         "exponent": "log2(e) is multiplied after s - m",
     },
     "scale_at": {"scores": "q·k is multiplied by the scale", "query": "q is, before the product"},
+    "cap_at": {
+        "scale": "1/cap is folded in the scale",
+        "scores": "scores are divided by the cap apart, and stored as scores again",
+    },
     "tanh": {
         "tanh": "correctly rounded up to the host's tanh",
         "tanh_half": "2·sigmoid(2x) - 1 in half precision, as ggml's Hexagon backend has it",
@@ -88,7 +93,8 @@ CHOICES: dict[str, dict[str, str]] = {
     "sinks": {
         "none": "the kernel knows no sinks",
         "seed": "a sink starts m, and l at 1",
-        "end": "a sink is one more key with value 0, after the last",
+        "end": "a sink is one more key with value 0, after the last, in the formats of the others",
+        "after": "likewise, but in storage precision, once o is handed over (`final_output`)",
     },
     "normalise": {
         "multiply": "o·round(1/l)",
@@ -110,7 +116,7 @@ INTEGERS = {
     "qk_partials": "interleaved accumulators inside q·k",
     "qk_tree": "partial sums that are left when their tree goes on in float32",
     "pv_chunk": "keys that p·v's accumulator adds exactly before it rounds",
-    "query_group": "query rows that share one scale, amax / the largest number of `query`",
+    "query_group": "queries of a head that share one scale, amax / the largest number of `query`",
     "key_group": "keys that share one scale, amax / the largest number of `key`",
     "split_kv": "chunks of keys that are attended to apart and merged in float32",
 }
@@ -150,6 +156,7 @@ class Recipe:
     shift: Format = FLOAT32
     qk_accum: Format = FLOAT32
     scores: Format = FLOAT32
+    squashed: Format = FLOAT32
     softcap: Format = FLOAT32
     bias: Format = FLOAT32
     running_max: Format = FLOAT32
@@ -184,6 +191,7 @@ class Recipe:
     rescale_exp: str = "same"
     log2e_at: str = "scale"
     scale_at: str = "scores"
+    cap_at: str = "scale"
     tanh: str = "tanh"
     sinks: str = "end"
     normalise: str = "multiply"
@@ -298,7 +306,7 @@ def _check_consistent(recipe: Recipe) -> None:
     if recipe.split_kv > 1 and recipe.kv_order == "backward":
         raise ValueError("split_kv goes with kv_order='forward' only")
     if recipe.split_kv > 1 and recipe.sinks == "seed":
-        raise ValueError("split_kv goes with sinks='end' or 'none': a seed would count per chunk")
+        raise ValueError("split_kv goes with any sinks but 'seed', which would count per chunk")
     fixed = {"query", "key", "value", "scale", "scaled_query", "log2e", "cap", "shift"}
     fixed |= {"qk_accum", "pv_accum", "final_output", "inverse", "result"}
     fixed |= {"running_max"} if recipe.sinks == "seed" else set()

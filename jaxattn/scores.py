@@ -23,15 +23,26 @@ class Queries(NamedTuple):
 
 
 def prepare(
-    lanes: Lanes, f: Traced, query: jax.Array, scale: jax.Array, softcap: jax.Array | None
+    lanes: Lanes,
+    f: Traced,
+    query: jax.Array,
+    scale: jax.Array,
+    softcap: jax.Array | None,
+    heads: int = 1,
 ) -> Queries:
-    """The queries [R, H] in storage dtype and the constants, rounded as the recipes store them."""
+    """The queries [R, H] in storage dtype and the constants, rounded as the recipes store them.
+
+    heads: that the rows belong to, each row in another head than the one before.
+    """
     round, structure = rounder(lanes, f), lanes.structure
     dtype = query.dtype
     in_base = jnp.asarray(LOG2E, dtype) if lanes.base_2 else jnp.asarray(1.0, dtype)
-    q = _grouped(lanes, f, round, "q", "query", query[None], structure.query_group)
-    constant = scale if softcap is None else scale / softcap
-    constant = constant if softcap is not None else constant * in_base
+    by_head = jnp.swapaxes(query.reshape(-1, heads, query.shape[-1]), 0, 1)[None]
+    q = _grouped(lanes, f, round, "q", "query", by_head, structure.query_group)
+    q = jnp.swapaxes(q, 1, 2).reshape(len(q), *query.shape)
+    constant = scale * in_base
+    if softcap is not None and structure.cap_at == "scale":
+        constant = scale / softcap  # log2(e) comes in with the cap
     if structure.scale_at == "query":
         factor = round("q", "scale", jnp.full((len(f["q"]["query"]),), constant))
         q = round("q", "scaled_query", q * factor[:, None, None])
@@ -76,7 +87,9 @@ def scores(
         taken = number(f, "s", "key_shift", s)
         s = s + round("s", "shift", taken / (1 - taken) * _mean(s, valid, axis=3))
     if queries.cap is not None:
-        s = round("s", "softcap", TANHS[structure.tanh](s) * queries.cap.reshape(-1, 1, 1, 1))
+        cap = queries.cap.reshape(-1, 1, 1, 1)
+        s = round("s", "scores", s / cap) if structure.cap_at == "scores" else s
+        s = round("s", "softcap", round("s", "squashed", TANHS[structure.tanh](s)) * cap)
     keep = None if mask is None else mask[None]
     if bias is not None:
         bias = bias[None].astype(s.dtype)

@@ -274,3 +274,109 @@ def test_final_output_rounds_o_once_before_it_is_normalised():
     assert np.isinf(np.asarray(out)).all()
     out = dot_product_attention(query, key, 2 * value, recipe=Recipe(result=FLOAT16))
     assert np.asarray(out) == pytest.approx(2000, rel=1e-7)
+
+
+def test_a_scale_belongs_to_queries_of_one_head():
+    """A head whose queries are large takes nothing from its neighbour's steps."""
+    rng = np.random.default_rng(7)
+    q = rng.standard_normal((6, 4, H)).astype(F32)
+    k, v = (rng.standard_normal((S, 2, d)).astype(F32) for d in (H, D))
+    loud = q * np.where(np.arange(4) % 2, F32(30), F32(1))[:, None]
+    recipe = Recipe(query="int8", query_group=4)
+    got = np.asarray(dot_product_attention(loud, k, v, recipe=recipe))
+    alone = np.asarray(dot_product_attention(q, k, v, recipe=recipe))
+    np.testing.assert_array_equal(got[:, ::2], alone[:, ::2])
+    # Curves order their rows alike.
+    arrays = (x[None] for x in (loud, k, v))
+    curves = error_curves(*arrays, [recipe], contexts=[S], metrics=("max_abs",))
+    error = abs(got - reference_attention(loud, k, v)).max(-1)
+    np.testing.assert_allclose(curves.metrics["max_abs"][0, 0, 0], error, rtol=1e-2)
+
+
+@pytest.mark.parametrize("base", ["exp", "exp2"])
+def test_a_bias_is_in_nats_whatever_the_base_of_scores(base):
+    inputs = draw()
+    bias = (3 * np.random.default_rng(8).standard_normal((1, T, S))).astype(F32)
+    for at in ("scale", "exponent"):
+        recipe = Recipe(exp=base, log2e_at=at)
+        got = dot_product_attention(*inputs, bias, recipe=recipe)
+        np.testing.assert_allclose(got, reference_attention(*inputs, bias), atol=2e-5)
+    half_as_much = dot_product_attention(*inputs, bias, recipe=recipe.replace(bias_factor=0.5))
+    np.testing.assert_allclose(half_as_much, reference_attention(*inputs, bias / 2), atol=2e-5)
+
+
+@pytest.mark.parametrize("scale_at", ["scores", "query"])
+def test_a_cap_is_folded_in_the_scale_or_divided_by_apart(scale_at):
+    """Where the scale is rounded, scale/50 loses bits that a scale of 1/8 would keep."""
+    inputs = draw(mean=1.0)
+    want = reference_attention(*inputs, softcap=50.0)
+    for base, scale, exact_at in (
+        ("exp", "bfloat16", ("scores",)),
+        ("exp", "float32", ("scores", "scale")),
+        ("exp2", "float32", ("scores", "scale")),
+    ):
+        for at in ("scores", "scale"):
+            recipe = Recipe(exp=base, scale_at=scale_at, scale=scale, cap_at=at)
+            error = abs(dot_product_attention(*inputs, recipe=recipe, softcap=50.0) - want).max()
+            assert error < 1e-5 if at in exact_at else error > 1e-4, recipe
+
+
+def test_scores_are_stored_after_the_division_and_after_the_tanh():
+    inputs = draw()
+    q, k, v = two_dims(inputs)
+    cap = F32(3.0)
+    s = half(half(q @ k.T * F32(0.125)) / cap)
+    want = softmax(half(half(np.tanh(s)) * cap)) @ v
+    fields = {"scores": FLOAT16, "squashed": FLOAT16, "softcap": FLOAT16, "cap_at": "scores"}
+    got = dot_product_attention(*inputs, recipe=Recipe(**fields), softcap=3.0)[:, 0]
+    assert differ(got, want) < 0.05
+    for site in ("squashed", "softcap"):
+        recipe = Recipe(**fields | {site: "float32"})
+        other = dot_product_attention(*inputs, recipe=recipe, softcap=3.0)
+        assert differ(other[:, 0], want) > 0.5, site
+
+
+def test_a_sink_at_the_end_meets_the_formats_of_the_keys_before():
+    """One block, so that l and o are not rescaled before the sink comes."""
+    inputs = draw(mean=1.0)
+    q, k, v = two_dims(inputs)
+    s = q @ k.T / F32(8)
+    m = s.max(-1)
+    sink = m[0] + F32(1.3)
+    e = np.exp(s - m[:, None])
+    o, l = half(e @ v), half(e.sum(-1))
+    top = np.maximum(m, sink)
+    a = half(np.exp(m - top))
+    end_l = half(half(a * l) + half(np.exp(sink - top)))
+    end_o = half(half(a)[:, None] * o)
+    after_l = np.exp(m - top) * l + np.exp(sink - top)
+    after_o = np.exp(m - top)[:, None] * o
+    sites = ("rescale", "rescaled_sum", "running_sum", "rescaled_output", "output")
+    fields = dict.fromkeys(sites, FLOAT16) | {"kv_block": "whole"}
+    sinks = np.array([sink], F32)
+    end, after = end_o / end_l[:, None], after_o / after_l[:, None]
+    for kind, want, not_this in (("end", end, after), ("after", after, end)):
+        recipe = Recipe(sinks=kind, **fields)
+        got = np.asarray(dot_product_attention(*inputs, recipe=recipe, sinks=sinks))[:, 0]
+        assert differ(got, want) < 0.1 and differ(got, not_this) > 0.7, kind
+    # Handed over between the two: a sink at the end is met before, one after it is not rounded.
+    for kind, want in (("end", half(np.exp(m - top)[:, None] * (e @ v))), ("after", None)):
+        recipe = Recipe(sinks=kind, kv_block="whole", final_output=FLOAT16)
+        got = np.asarray(dot_product_attention(*inputs, recipe=recipe, sinks=sinks))[:, 0]
+        full_l = np.exp(m - top) * e.sum(-1) + np.exp(sink - top)
+        want = np.exp(m - top)[:, None] * half(e @ v) if want is None else want
+        assert differ(got, want / full_l[:, None]) < 0.05, kind
+    # The factor of a sink far above is flushed, as any other.
+    flushing = Recipe(kv_block="whole", rescale_flush=-5.0)
+    for above, gone in ((4.9, False), (5.1, True)):
+        far = np.array([m.max() + above], F32)
+        got = np.asarray(dot_product_attention(*inputs, recipe=flushing, sinks=far))[m.argmax(), 0]
+        assert (abs(got).max() == 0) == gone
+
+
+def test_a_sink_at_the_end_may_meet_stochastic_sites():
+    inputs = draw()
+    recipe = Recipe(running_sum="bfloat16:sr", output="bfloat16:sr")
+    got = dot_product_attention(*inputs, recipe=recipe, sinks=np.array([2.0], F32))
+    want = reference_attention(*inputs, sinks=np.array([2.0]))
+    assert 1e-4 < abs(got - want).max() < 0.05

@@ -165,3 +165,20 @@ def test_rules_and_blocks():
     assert rules["ggml-cpu-decode"] == rules["ggml-cpu-splitkv"] == 1
     assert kernels.get("ggml-cpu-decode").output == FLOAT16
     assert kernels.get("metal-bf16").query == BFLOAT16
+
+
+@pytest.mark.parametrize("name", kernels.names())
+def test_bias_softcap_and_sinks_are_those_of_attention(name):
+    """Whatever its base and formats it is attention; two sources add their bias in base 2."""
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.standard_normal((n, 2, 32)).astype(np.float32) for n in (4, 200, 200))
+    bias = (2 * rng.standard_normal((1, 4, 200))).astype(np.float32)
+    recipe = kernels.get(name)
+    more = {} if recipe.sinks == "none" else {"sinks": np.array([1.0, 3.0], np.float32)}
+    want = reference_attention(q, k, v, bias, softcap=10.0, **more)
+    got = dot_product_attention(q, k, v, bias, recipe=recipe, softcap=10.0, **more)
+    error = np.linalg.norm(got - want) / np.linalg.norm(want)
+    if name in ("sage-1", "hexagon-hmx-exp2hf"):
+        assert error > 0.2
+    else:
+        assert error < 0.15

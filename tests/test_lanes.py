@@ -44,7 +44,7 @@ def outcomes(recipes, queries, contexts=CONTEXTS):
     tile = tiles.tile_of(recipes[0].kv_block, contexts[-1], H, D)
     job = passes.Job(list(range(len(recipes))), list(recipes), tile, list(contexts))
     formats = [format_of(dtype) for dtype in (np.float32, np.float16, np.float16)]
-    steps = passes.run(job, passes.Reader(_Arrays(key, value)), rows, D, H**-0.5, formats)
+    steps = passes.run(job, passes.Reader(_Arrays(key, value)), rows, 1, D, H**-0.5, formats)
     return {context: outcome for _, context, outcome in steps if outcome is not None}
 
 

@@ -8,7 +8,8 @@ E4M3, FP22 = format_of("float8_e4m3fn:sat"), format_of("fp22")
 _REPO, _AT = "Dao-AILab/flash-attention", "at 0251105a"
 _APPROXIMATE = (
     "ex2.approx (exp2f under --use_fast_math) as correctly rounded; float32 sums, a tensor core's "
-    "too, in this host's order; s·scale - m·scale is one FMA in the kernel"
+    "too, in this host's order; s·scale - m·scale is one FMA in the kernel; the softcap's fast "
+    "tanh (about 2^-11 off) as correctly rounded"
 )
 
 FA2_FP16 = Recipe(
@@ -82,26 +83,29 @@ FA4_FP16 = FA2_FP16.replace(
         f"ex2_emulation_2), interface.py (128 x 128) {_AT}"
     ),
     inferred=(
-        "the polynomial for every key, where the kernel gives it to 20 % of them at head dim 128 "
-        "(2 of 5 pairs in the middle two of 4 fragments; none on SM103) and ex2.approx to the rest "
-        "and to the rescale factor; rcp.approx as correctly rounded; float32 sums, in TMEM too, in "
-        "this host's order"
+        "the polynomial for every key, where the kernel gives it to fewer than one in five at head "
+        "dim 128 (2 of 5 pairs in the middle two of 4 fragments; none on SM103) and ex2.approx to "
+        "the rest; ex2.approx and rcp.approx as correctly rounded, and the softcap's fast tanh; "
+        "float32 sums, in TMEM too, in this host's order"
     ),
     evidence="paper: FlashAttention-4, table 2 (its exp2)",
     kv_block=128,
     lazy_threshold=8.0,
     exp="exp2_poly3",
+    rescale_exp="exact",
     sinks="end",
 )
 
 FA4_FP16_HARDWARE = FA4_FP16.replace(
     name="flash-attention-4-fp16-hardware",
     inferred=(
-        "ex2.approx for every key, as with ex2_emu_freq = 0 (SM103); ex2.approx and rcp.approx as "
-        "correctly rounded; float32 sums, in TMEM too, in this host's order"
+        "ex2.approx for every key, as with ex2_emu_freq = 0 (SM103); ex2.approx, rcp.approx and "
+        "the softcap's fast tanh as correctly rounded; float32 sums, in TMEM too, in this host's "
+        "order"
     ),
     evidence="",
     exp="exp2",
+    rescale_exp="same",
 )
 
 FA4_FP8 = FA4_FP16.replace(

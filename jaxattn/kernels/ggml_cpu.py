@@ -23,6 +23,7 @@ DECODE = Recipe(
     rescaled_output=FLOAT16,
     output=FLOAT16,
     output_every=1,
+    sinks="after",
 )
 
 DECODE_F32 = DECODE.replace(
@@ -37,7 +38,7 @@ DECODE_F32 = DECODE.replace(
 DECODE_NEON = DECODE.replace(
     name="ggml-cpu-decode-neon",
     citation=DECODE.citation.replace("x86 with F16C", "Arm NEON with half arithmetic")
-    + "; GGML_F16x8_REDUCE in simd-mappings.h",
+    + "; ggml_vec_dot_f16 in vec.cpp, GGML_F16x8_REDUCE in simd-mappings.h",
     inferred=(
         "half fused multiply-adds round to float32 before they round to half; the last value dims, "
         "where 32 does not divide them, take p and the factor in float32 there"
@@ -53,8 +54,13 @@ DECODE_NEON = DECODE.replace(
 
 DECODE_AVX512FP16 = DECODE.replace(
     name="ggml-cpu-decode-avx512fp16",
-    citation=DECODE.citation.replace("x86 with F16C", "x86 with AVX512-FP16"),
-    inferred="half fused multiply-adds round to float32 before they round to half",
+    citation=DECODE.citation.replace("x86 with F16C", "x86 with AVX512-FP16")
+    + "; ggml_vec_dot_f16 in vec.cpp",
+    inferred=(
+        "half fused multiply-adds round to float32 before they round to half; the last value dims, "
+        "where 128 does not divide them (all of head dim 64), take p and the factor in float32 "
+        "there"
+    ),
     evidence="",
     qk_accum=FLOAT16,
     qk_chunk=1,
@@ -70,7 +76,10 @@ PREFILL = Recipe(
         f"{_OPS} (ggml_compute_forward_flash_attn_ext_tiled) and simd-gemm.h at d99724f2: one "
         "float32 multiply-add per key"
     ),
-    inferred="a tile's row sum, double in the source, is float32 here",
+    inferred=(
+        "a tile's row sum, double in the source, is float32 here; its exponential, a polynomial "
+        "(ggml_v_expf), as correctly rounded; q·k, one serial chain, in this host's order"
+    ),
     evidence="real kernel",
     kv_block=64,
     output_every=1,

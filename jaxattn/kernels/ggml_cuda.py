@@ -7,7 +7,8 @@ _REPO, _AT = "ggml-org/ggml, src/ggml-cuda", "at d99724f2"
 _CONSTANTS = "fattn-common.cuh (FATTN_KQ_MAX_OFFSET, 3·0.6931; SOFTMAX_FTZ_THRESHOLD)"
 _OFFSET = 2.0792999267578125  # 3·0.6931 in float32
 _LOWEST = -3.4028234663852886e38 / 2
-_FAST = "expf under -use_fast_math as correctly rounded; float32 sums in this host's order"
+_SUMS = "float32 sums in this host's order"
+_FAST = f"expf under -use_fast_math as correctly rounded; {_SUMS}"
 _MERGED = (
     "parts of the context (parallel blocks, stream-k) are merged in float32, not in the recipe"
 )
@@ -46,8 +47,17 @@ MMA = Recipe(
 
 TURING = MMA.replace(
     name="ggml-cuda-mma-f16-turing",
-    citation=MMA.citation.replace("Ampere and newer", "Turing"),
-    inferred=MMA.inferred.replace("mma.m16n8k16", "mma.m16n8k8").replace("16 keys", "8 keys"),
+    citation=MMA.citation.replace(
+        "Ampere and newer, blocks of 64 keys (ggml_cuda_fattn_mma_get_config_ampere)",
+        "Turing, at most 32 columns (ggml_cuda_flash_attn_ext_mma_f16_case), blocks of 64 keys",
+    ),
+    inferred=(
+        f"{_FAST}; mma.m16n8k8 with f16 accumulators adds 8 keys exactly and rounds once; two "
+        "warps share the keys, 16 at a time in turn, each with an m and o of its own, merged in "
+        f"float32: here each has one half of the context; {_MERGED}"
+    ),
+    kv_block=32,
+    split_kv=2,
     output_every=8,
 )
 
@@ -59,7 +69,10 @@ MFMA = MMA.replace(
         "in half (tile_Q_h); before it, mma.cuh converts the accumulators to half2 after every "
         "16 keys: ggml-cuda-mma-f16 as it stands"
     ),
-    inferred=f"the change itself, of which the thread alone could be read; {_FAST}; {_MERGED}",
+    inferred=(
+        f"the change itself, of which the thread alone could be read; {_SUMS}, expf as correctly "
+        f"rounded; {_MERGED}"
+    ),
     output_rescale="float32",
     rescaled_output="float32",
     output="float32",
@@ -92,8 +105,9 @@ TILE_DOT2 = TILE.replace(
     name="ggml-cuda-tile-dot2",
     citation=TILE.citation + "; V_DOT2_F32_F16_AVAILABLE: AMD RDNA2 to 4, CDNA, gfx906",
     inferred=(
-        f"{_FAST}; v_dot2_f32_f16 adds in float32; V·P and its sum in half2 become one fused "
-        f"multiply-add, which rounds to float32 first here; {_MERGED}"
+        f"{_SUMS}, v_dot2_f32_f16's too, expf as correctly rounded; V·P and its sum in half2 "
+        "become one fused multiply-add, which rounds to float32 first here; where several warps "
+        f"share the keys of two columns, they add their o in half2; {_MERGED}"
     ),
     qk_accum="float32",
     qk_chunk=None,
@@ -104,7 +118,7 @@ TILE_DOT2 = TILE.replace(
 TILE_F32 = TILE.replace(
     name="ggml-cuda-tile-f32",
     citation=TILE.citation.replace("with FAST_FP16", "without FAST_FP16")
-    + ": compute capability 6.1 and older",
+    + ": compute capability 6.1, and below 6.0",
     inferred=f"{_FAST}; {_MERGED}",
     scaled_query="float32",
     qk_accum="float32",
@@ -117,15 +131,16 @@ TILE_F32 = TILE.replace(
 )
 
 _CHAINS = (
-    "4 warps of 4 threads' groups each keep an o of their own (a warp's m is its own too): every "
-    "sixteenth key there, a sixteenth of the context here, merged in float32"
+    "4 warps, each with an m of its own, of 4 groups of threads, each with an o of its own (2 on "
+    "Pascal): every fourth of its warp's 32 of each 128 keys there, a sixteenth of the context here"
 )
 VEC = TILE_F32.replace(
     name="ggml-cuda-vec",
     citation=f"{_REPO}/fattn-vec.cuh (flash_attn_ext_vec, 128 threads), {_CONSTANTS} {_AT}: NVIDIA",
-    inferred=f"{_FAST}; {_CHAINS}; {_MERGED}",
+    inferred=f"{_FAST}; {_CHAINS}, merged in float32; {_MERGED}",
     kv_block=8,
     split_kv=16,
+    normalise="divide",
 )
 
 VEC_AMD = VEC.replace(
@@ -135,8 +150,9 @@ VEC_AMD = VEC.replace(
         f"{_AT}: AMD RDNA2 to 4, CDNA, gfx906"
     ),
     inferred=(
-        f"{_FAST}; v_dot2_f32_f16 adds in float32; half2 V·P and its sum become one fused "
-        f"multiply-add, which rounds to float32 first here; {_CHAINS}; {_MERGED}"
+        f"{_SUMS}, v_dot2_f32_f16's too, expf as correctly rounded; half2 V·P and its sum become "
+        f"one fused multiply-add, which rounds to float32 first here; {_CHAINS}, merged in "
+        f"float32, where the kernel brings each to the common m in half; {_MERGED}"
     ),
     query=FLOAT16,
     scale=FLOAT16,
@@ -150,14 +166,19 @@ VEC_AMD = VEC.replace(
 IK_BOUNDED = TILE.replace(
     name="ik-llama-cuda-bounded",
     citation=(
-        "ikawrakow/ik_llama.cpp issue #2151, with #2144 (pull request, merged as 7174a124c): half "
-        "partial sums of at most 16 keys in p·v and 8 products in q·k, then float32; on the tile "
-        f"kernel of {_REPO}/fattn-tile.cuh"
+        "ikawrakow/ik_llama.cpp pull request #2151, ggml/src/ggml-cuda/fattn-tile-f16.cu "
+        "(flash_attn_tile_ext_f16: FABSUM_PV_BLOCK 16, QK_FLUSH_BLOCK 8), fattn-common.cuh "
+        "(max offset ln 4) at 0e3c93c0d"
     ),
     inferred=(
-        "everything but the two lengths, which are the thread's: no source of it could be read; "
-        f"partial sums by fused multiply-add in half; {_FAST}"
+        f"{_FAST}; half2 V·P and its sum become one fused multiply-add, which rounds to float32 "
+        "first here; in q·k 8 even or 8 odd of 16 products share a half accumulator there, 8 "
+        f"neighbours here; {_MERGED}"
     ),
+    query=FLOAT16,
+    scale=FLOAT16,
+    max_offset=1.3862943649291992,
+    normalise="divide",
     qk_promote=8,
     pv_accum=FLOAT16,
     pv_chunk=1,

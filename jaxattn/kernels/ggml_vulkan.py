@@ -45,11 +45,13 @@ CM2_F16ACC = CM2.replace(
     inferred=CM2.inferred.replace(
         "a matrix of ones sums rounded p in float32",
         "so do q·k, after 16 products, and the sums of p by a matrix of ones, which round once a "
-        "block here; exp of a half as correctly rounded",
+        "block here; exp of a half as correctly rounded; the result's clamp to 65504 is left out",
     ),
     qk_accum=FLOAT16,
     qk_chunk=16,
     scores=FLOAT16,
+    cap=FLOAT16,
+    squashed=FLOAT16,
     softcap=FLOAT16,
     bias=FLOAT16,
     running_max=FLOAT16,
@@ -71,7 +73,8 @@ CM1 = CM2.replace(
     ),
     inferred=(
         f"{_FLOAT}; coopMatMulAdd with half accumulators adds 16 keys exactly and rounds once; "
-        f"the result's clamp to 65504 is left out; {_SPLIT}"
+        "the result's clamp to 65504 is left out; split_k parts are merged, and normalised, in "
+        "float32 and are not in the recipe"
     ),
     pv_accum=FLOAT16,  # a block's p·v starts at zero, and is added to o
     pv_chunk=16,
@@ -90,7 +93,8 @@ SCALAR = CM2.replace(
         f"{_FLOAT}; drivers make one fused multiply-add of half(p·v) and its sum, which rounds to "
         "float32 first here; 4 threads' chains of every fourth key, each with its own m, stand as "
         "4 quarters of the context, merged in float32 and rounded once, where the shader merges in "
-        f"half; the result's clamp to 65504 is left out; {_SPLIT}"
+        "half; the result's clamp to 65504 is left out; a single row has blocks of 64 keys; "
+        "split_k parts are merged, and normalised, in float32 and are not in the recipe"
     ),
     kv_block=8,
     split_kv=4,

@@ -1,8 +1,12 @@
 """Flash attention on Qualcomm's Hexagon NPU, in ggml's backend: the HMX kernel before, in and after
 the change that llama.cpp #24389 asked for, and the HVX kernel."""
 
+from math import log
+
 from jaxattn.formats import FLOAT16, FLOAT32
 from jaxattn.recipe import Recipe
+
+LN2 = log(2)
 
 FP16 = Recipe(
     name="hexagon-hmx-fp16",
@@ -73,8 +77,7 @@ EXP2HF = FP16.replace(
     citation=FP16.citation + "; hvx_exp2_hf under GGML_HEXAGON_FA_EXP2_HF",
     exp="exp2_half",
     cap="float32",
-    # The mask is added to base-2 scores without log2(e), as the source has it.
-    bias_factor=1.0,
+    bias_factor=LN2,  # the mask is added to base-2 scores without log2(e), as the source has it
 )
 
 PR24389 = FP16.replace(
@@ -124,7 +127,7 @@ FP32 = Recipe(
     initial_max=-10000.0,
     mask_value=-65504.0,
     mask_below=-16.0,
-    bias_factor=1.4423828125,  # log2(e) in half precision
+    bias_factor=1.4423828125 * LN2,  # log2(e) in half precision
     empty_inverse=float("inf"),
     exp="exp2_half_clamped",
     tanh="tanh_half",
@@ -159,7 +162,7 @@ HVX = Recipe(
     exp="exp2_half_clamped",
     log2e_at="exponent",
     tanh="tanh_half",
-    sinks="end",
+    sinks="after",
 )
 
 RECIPES = (FP16, QF16, QF16_SPILL, EXP2HF, PR24389, FP32, HVX)

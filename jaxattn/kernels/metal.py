@@ -8,7 +8,10 @@ METAL = Recipe(
     citation=(
         "ggml-org/ggml, src/ggml-metal/ggml-metal.metal (kernel_flash_attn_ext_impl) at d99724f2"
     ),
-    inferred="fast-math exp as correctly rounded; sums in this host's order",
+    inferred=(
+        "fast-math exp as correctly rounded; sums in this host's order; fewer than 20 queries go "
+        "to kernel_flash_attn_ext_vec, where a head dim is a multiple of 32: blocks of 32 keys"
+    ),
     kv_block=64,
     query=FLOAT16,
     key=FLOAT16,
@@ -19,8 +22,11 @@ METAL = Recipe(
 METAL_BF16 = METAL.replace(
     name="metal-bf16",
     citation=METAL.citation.replace("_impl)", "_impl with FA_TYPES_BF)"),
-    inferred=METAL.inferred + "; one rounding of o per 8-key matrix instruction, "
-    "and of the rescale factor where it multiplies a half vector",
+    inferred=(
+        METAL.inferred
+        + ", all in half, o in float32; one rounding of o per 8-key matrix instruction, and of the "
+        "rescale factor where it multiplies a half vector"
+    ),
     query=BFLOAT16,
     key=BFLOAT16,
     value=BFLOAT16,

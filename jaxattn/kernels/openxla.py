@@ -92,6 +92,7 @@ SPLASH_F32 = Recipe(
     evidence=_REAL,
     kv_block=128,
     scale_at="query",
+    cap_at="scores",
     initial_max=_LOWEST,
     mask_value=_LOWEST,
     sinks="seed",
@@ -138,7 +139,7 @@ _MAXTEXT = (
     "AI-Hypercomputer/maxtext, src/maxtext/layers/attention_op.py (apply_attention_dot, "
     "qk_product, compute_local_attention, wv_product) at e591f30"
 )
-_NARROW_LOGITS = ("scores", "softcap", "bias")
+_NARROW_LOGITS = ("scores", "cap", "squashed", "softcap", "bias")
 _NARROW_SOFTMAX = (
     *("running_max", "difference", "probs", "summand", "row_sum", "running_sum"),
     *("output", "result"),
@@ -152,10 +153,12 @@ MAXTEXT_BF16 = Recipe(
         "q is scaled in its dtype (query_pre_attn_scalar; else the scale is in q's weights)"
     ),
     scale_at="query",
+    cap_at="scores",
     scale=BFLOAT16,
     scaled_query=BFLOAT16,
     normalise="divide",
-    **{**_WHOLE, "mask_value": -2.3793181124549994e38},  # as bfloat16 has it
+    # As bfloat16 has it; a sink is a column of the logits.
+    **{**_WHOLE, "mask_value": -2.3793181124549994e38, "sinks": "end"},
     **{**dict.fromkeys(_NARROW_LOGITS + _NARROW_SOFTMAX, BFLOAT16), **_inputs(BFLOAT16)},
 )
 MAXTEXT_LOGITS = MAXTEXT_BF16.replace(
@@ -189,7 +192,9 @@ FLAX_BF16 = MAXTEXT_BF16.replace(
     ),
     evidence=_REAL,
     scale="float32",
+    mask_value=-3.3895313892515355e38,
     normalise="before",
+    sinks="none",
 )
 
 RECIPES = (

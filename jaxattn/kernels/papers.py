@@ -22,7 +22,8 @@ DEEPSEEK_V3 = Recipe(
     inferred=(
         "its products used for attention; 14 bits are FP22 (8 of exponent, 13 of fraction, toward "
         "zero), cut once after the exact sum of 32 products and not in each product; a unit for "
-        "each token of Q and K (1x128 tiles at head dim 128), none for V (e8m3), and 2^8 for P"
+        "each token of Q and K (1x128 tiles at head dim 128), none for V (e8m3), and 2^8 for P; up "
+        "to head dim 128 q·k is promoted once, at its end"
     ),
     kv_block=128,
     query=E4M3,

@@ -59,17 +59,40 @@ MLX_F32 = Recipe(
 MLX_FP16 = MLX_F32.replace(name="mlx-cpu-fp16", **_narrow(FLOAT16))
 MLX_BF16 = MLX_F32.replace(name="mlx-cpu-bf16", **_narrow(BFLOAT16))
 
+_METAL = "ml-explore/mlx, mlx/backend/metal/kernels"
+
 MLX_VECTOR = Recipe(
     name="mlx-sdpa-vector-fp16",
-    citation=("ml-explore/mlx, mlx/backend/metal/kernels/sdpa_vector.h (sdpa_vector) at 009745bc"),
+    citation=f"{_METAL}/sdpa_vector.h (sdpa_vector) at 846d1762: few queries",
     inferred=(
         "fast::exp as correctly rounded; the kernel walks keys in 32 interleaved chains that it "
-        "merges in float32, here they are one"
+        "merges in float32, here they are one (the first starts at the sink); the kernel of two "
+        "passes for long contexts splits them further, in float32 too"
     ),
     kv_block=32,
     scale_at="query",
     normalise="divide",
-    sinks="none",
+    initial_max=-3.4028234663852886e38,
+    sinks="seed",
+    query=FLOAT16,
+    key=FLOAT16,
+    value=FLOAT16,
+    result=FLOAT16,
+)
+MLX_STEEL = Recipe(
+    name="mlx-steel-attention-fp16",
+    citation=(
+        f"{_METAL}/steel/attn/kernels/steel_attention.h (attention: ExpSubOp, DivOp; S, P and O in "
+        "float) and mlx/backend/metal/scaled_dot_product_attention.cpp "
+        "(sdpa_full_self_attention_metal) at 846d1762: 16 keys at head dim 128, 32 below"
+    ),
+    inferred="fast::exp2 as correctly rounded; sums in this host's order",
+    kv_block=16,
+    exp="exp2",
+    normalise="divide",
+    initial_max=-3.4028234663852886e38,
+    mask_value=-3.4028234663852886e38,
+    sinks="seed",
     query=FLOAT16,
     key=FLOAT16,
     value=FLOAT16,
@@ -99,6 +122,7 @@ RECIPES = (
     MLX_FP16,
     MLX_BF16,
     MLX_VECTOR,
+    MLX_STEEL,
     OPENVINO_F32,
     OPENVINO_BF16,
 )

@@ -4,6 +4,8 @@ The wrappers take the mean key of the whole sequence from K first (smooth_k), in
 is a change of the inputs, which no softmax sees: do it to K where it matters.
 """
 
+from math import log
+
 from jaxattn.formats import FLOAT16, format_of
 from jaxattn.recipe import Recipe
 
@@ -22,9 +24,10 @@ SAGE_1 = Recipe(
     ),
     inferred=(
         "tl.dot with out_dtype float16 rounds after every 16 keys, as mma.m16n8k16 does (Triton's "
-        f"interpreter: once a block, pv_chunk=64); {_SIZES}; q·k is exact, as int32 sums are. "
-        "1.0.6 gives the slots behind a context that 64 does not divide a score of 0, HEAD masks "
-        "them as here"
+        "interpreter: once a block, pv_chunk=64); the rounding of units, amax / 127 and halves "
+        "away from zero, stands as even; q·k is exact, as int32 sums are. 1.0.6 gives the slots "
+        "behind a context that 64 does not divide a score of 0, HEAD masks them as here and adds a "
+        "bias to base-2 scores as it is, without log2(e)"
     ),
     evidence="real kernel",
     kv_block=64,
@@ -37,6 +40,7 @@ SAGE_1 = Recipe(
     pv_accum=FLOAT16,
     pv_chunk=16,
     mask_value=-1e6,
+    bias_factor=log(2),
     exp="exp2",
     normalise="divide",
     sinks="none",
@@ -52,8 +56,9 @@ SM80 = Recipe(
     ),
     inferred=(
         "ex2.approx and rcp.approx as correctly rounded, sums of a tensor core in float32 in this "
-        f"host's order; {_SIZES}; the 4 queries (of 32) and 16 keys (of 64) that share a unit lie "
-        "apart in the kernel and side by side here; a masked score is -5e6 before the scale there"
+        f"host's order; s·scale - m is one FMA in the kernel; {_SIZES}; the 4 queries (of 32) and "
+        "16 keys (of 64) that share a unit lie apart in the kernel and side by side here; a masked "
+        "score is -5e6 before the scale there"
     ),
     kv_block=64,
     query=INT8,
@@ -105,7 +110,8 @@ SM89 = Recipe(
     inferred=(
         f"{SM80.inferred}; the 32 products of an instruction are added exactly, and what the "
         "accumulator held before them is cut to FP22 first; V's unit for each channel, 448 / amax "
-        "over the whole context, is no rounding here (e8m3)"
+        "over the whole context, is no rounding here (e8m3: V keeps FP8's 4 bits, in steps that a "
+        "unit which is no power of two would shift)"
     ),
     kv_block=64,
     query=INT8,
@@ -158,7 +164,8 @@ PLUS_PLUS = SM89_FP32_FP32.replace(
         + "; SageAttention2++, arXiv 2505.21136"
     ),
     inferred=SM89.inferred.replace(
-        "448 / amax over the whole context, is no rounding here (e8m3)",
+        "448 / amax over the whole context, is no rounding here (e8m3: V keeps FP8's 4 bits, in "
+        "steps that a unit which is no power of two would shift)",
         "2.25 / amax over the whole context, stands as 1: exact for V whose largest number is "
         "2.25, and of the same kind for V ~ N(0, 1)",
     ).replace(

@@ -16,11 +16,12 @@ XLA_BF16 = Recipe(
     citation=f"{_OPS}/base.py (DotProductAttention._fwd, _softmax) in 0.0.12",
     inferred=(
         "p, which is float32, enters p·v in bfloat16 because the product asks for BF16_BF16_F32: "
-        "so on TPU and GPU; XLA's CPU backend leaves it in float32 (measured); sums in this host's "
-        "order"
+        "so on TPU and GPU; XLA's CPU backend leaves it in float32 (measured); a bias goes in "
+        "before the softcap there; sums in this host's order"
     ),
     evidence=_REAL,
     kv_block="whole",
+    cap_at="scores",
     normalise="before",
     mask_value=_LOWEST,
     sinks="none",
@@ -47,6 +48,7 @@ TRITON_BF16 = Recipe(
     evidence=_REAL,
     kv_block=64,
     scale_at="query",
+    cap_at="scores",
     scale=BFLOAT16,  # a Python number takes q's dtype
     scaled_query=BFLOAT16,
     normalise="divide",
@@ -89,6 +91,7 @@ SPLASH_BF16 = Recipe(
     kv_block=128,
     exp="exp2",
     scale_at="query",
+    cap_at="scores",
     scale=BFLOAT16,
     scaled_query=BFLOAT16,
     initial_max=_LOWEST,
