@@ -115,7 +115,7 @@ def test_a_package_that_is_missing_is_named():
         ({"returncode": -4, "stderr": ""}, "killed by SIGILL"),
         ({"returncode": 1, "stderr": "Traceback\n  x\nRuntimeError: no AMX\n"}, "failed: Runtime"),
         ({"returncode": 3, "stderr": ""}, "failed: exit code 3"),
-        (subprocess.TimeoutExpired("x", 600), "took longer than 600 s"),
+        (subprocess.TimeoutExpired("x", 1200), "took longer than 1200 s"),
     ],
 )
 def test_a_kernel_that_fails_is_a_row_and_stops_nothing(monkeypatch, outcome, why):
@@ -129,15 +129,22 @@ def test_a_kernel_that_fails_is_a_row_and_stops_nothing(monkeypatch, outcome, wh
     assert row["status"] == "not run" and row["why"].startswith(why)
 
 
-def test_an_output_of_another_shape_is_refused(monkeypatch):
+def test_an_output_of_another_shape_is_refused_and_none_too(monkeypatch):
     def run(command, **options):
-        with open(command[-1], "wb") as file:
-            np.save(file, np.zeros((2, 3)))
+        np.save(Path(command[-1]) / "0.npy", np.zeros((2, 3)))
         return types.SimpleNamespace(returncode=0, stderr="")
 
     monkeypatch.setattr(compare.subprocess, "run", run)
     (row,) = fidelity._rows(PLAIN)
     assert row["why"] == "gave an output of shape (2, 3), not (16, 2, 64)"
+
+    def nothing(command, **options):
+        (Path(command[-1]) / "0.npy").write_bytes(b"no array")
+        return types.SimpleNamespace(returncode=0, stderr="")
+
+    monkeypatch.setattr(compare.subprocess, "run", nothing)
+    (row,) = fidelity._rows(PLAIN)
+    assert row["status"] == "not run" and row["why"].startswith("gave no output that can be read")
 
 
 def test_ties_are_results_that_noise_decides():
@@ -207,7 +214,7 @@ def test_goldens_are_made_and_kept(monkeypatch, tmp_path):
     gone = dataclasses.replace(peer, name="gone")
     monkeypatch.setattr(golden, "peers", lambda: {"p": peer, "gone": gone})
     outputs = {"p": np.full((2, 2, 64), 0.5, np.float32), "gone": np.full((2, 2, 64), 0.1)}
-    monkeypatch.setattr(golden, "real", lambda peer, drawn: outputs[peer.name])
+    monkeypatch.setattr(golden, "real", lambda peer, cases: [outputs[peer.name]])
     path = tmp_path / "peers.npz"
     assert [line.split(":")[0] for line in golden.make(path, [])] == ["p", "gone"]
 

@@ -1,6 +1,6 @@
 """`python -m sweeps.peers`: call one real kernel, compare it with its recipe, keep its output.
 
-attend NAME IN.npz OUT.npy    what `sweeps run fidelity` starts for each call
+attend NAME FOLDER            what `sweeps run fidelity` starts: 0.npz ... there become 0.npy ...
 check NAME [NAME ...]         the rows of these kernels, stored nowhere
 golden FILE [NAME ...]        the outputs that tests keep
 install                       the group `peers` of pyproject.toml, what can be installed of it
@@ -25,13 +25,13 @@ GGML_ALONE = "-DLLAVA_BUILD=OFF " + " ".join(
 )
 
 
-def attend(name: str, inputs: str, output: str) -> None:
+def attend(name: str, folder: str) -> None:
     peer = _peer(name)
-    with np.load(inputs, allow_pickle=False) as arrays:
-        query, key, value, scale = (arrays[x] for x in ("query", "key", "value", "scale"))
-    result = family(peer.family).attend(peer, query, key, value, float(scale))
-    with open(output, "wb") as file:
-        np.save(file, np.asarray(result, np.float32))
+    for path in sorted(Path(folder).glob("*.npz")):
+        with np.load(path, allow_pickle=False) as arrays:
+            query, key, value, scale = (arrays[x] for x in ("query", "key", "value", "scale"))
+        result = family(peer.family).attend(peer, query, key, value, float(scale))
+        np.save(path.with_suffix(".npy"), np.asarray(result, np.float32))
 
 
 def check(*names: str) -> None:

@@ -49,7 +49,7 @@ def make(path: Path, names: Sequence[str]) -> Iterator[str]:
         peer = known[name]
         drawn = case(peer)
         try:
-            output = real(peer, drawn)
+            (output,) = real(peer, [drawn])
         except NotRun as error:
             yield f"{name}: not run: {error}"
             continue
