@@ -10,6 +10,7 @@ bits of bfloat16 as if they were integers (`_widen_bfloat16`), and Triton 3.9 ha
 any more (`_restore_block_pointers`).
 """
 
+import functools
 import sys
 import types
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -156,6 +157,7 @@ def _tutorial(q: Any, k: Any, v: Any, scale: float) -> Any:
     return out.transpose(1, 2)[:, :rows]
 
 
+@functools.cache
 def _widen_bfloat16() -> None:
     """tl.dot of bfloat16 with operands as float32, exactly: the products of a tensor core."""
     import numpy as np
@@ -182,6 +184,7 @@ class _Block(NamedTuple):
     shape: Any
 
 
+@functools.cache
 def _restore_block_pointers() -> None:
     """tl.make_block_ptr, advance, load and store of blocks that lie wholly inside their array."""
     import triton.language as tl
