@@ -16,6 +16,7 @@ FAMILIES = (
     "tokamax_cpu",
     "triton_interpreter",
     "runtimes",
+    "gpu",
 )
 VECTOR, NOISE = "vector", "noise"
 

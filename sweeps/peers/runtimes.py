@@ -8,7 +8,6 @@ if TYPE_CHECKING:
     import numpy as np
 
 _MHA = "onnxruntime com.microsoft.MultiHeadAttention"
-_GQA = "onnxruntime com.microsoft.GroupQueryAttention"
 _MLX = "mlx.core.fast.scaled_dot_product_attention (CPU)"
 _OPENVINO = "openvino ScaledDotProductAttention (CPU, fused by snippets)"
 _EXECUTORCH = "executorch torch.ops.llama.custom_sdpa"
