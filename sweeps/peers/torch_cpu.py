@@ -28,7 +28,15 @@ PEERS = (
     _peer("flash", "fp16"),
     _peer("flash", "bf16", "-causal", causal=True, contexts=(256, 1024)),
     _peer("flash", "bf16", "-gqa", group=4),
-    _peer("math", "f32", expect=NOISE),
+    _peer(
+        "math",
+        "f32",
+        expect=NOISE,
+        cause=(
+            "torch's softmax sums in vector lanes, key after key: 0.8 of the error at 8,192 keys of "
+            "minilm, where its rows sum to 1 within 2e-7; the recipe sums by halves"
+        ),
+    ),
     _peer("math", "bf16"),
     _peer("math", "fp16"),
 )
