@@ -28,9 +28,10 @@ def show_kernels(
     if as_markdown and (name or as_json):
         raise ValueError("--markdown is the atlas of all kernels: without NAME and --json")
     if as_json:
-        recipes = [kernels.get(each).to_dict() for each in ([name] if name else kernels.names())]
-        print(json.dumps(recipes[0] if name else recipes, indent=2))
-    elif name:
+        names = kernels.names() if name is None else [name]
+        recipes = [kernels.get(each).to_dict() for each in names]
+        print(json.dumps(recipes if name is None else recipes[0], indent=2))
+    elif name is not None:
         print("\n".join(atlas.card(kernels.get(name))))
     elif as_markdown:
         print(atlas.markdown(), end="")

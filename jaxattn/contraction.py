@@ -54,16 +54,16 @@ def narrow_scores(
         shape = (chunk, partials)
         a = q[:, start : start + chunk * partials].reshape(q.shape[0], 1, 1, *shape)
         b = k[..., start : start + chunk * partials].reshape(1, *k.shape[:2], *shape)
-        return jnp.sum(a * b, axis=-2)
+        return total(jnp.moveaxis(a * b, -2, -1))
 
-    total = jnp.zeros((q.shape[0], *k.shape[:2], partials), q.dtype)
+    sums = jnp.zeros((q.shape[0], *k.shape[:2], partials), q.dtype)
     for start in range(0, whole, partials * chunk):
-        total = round_to(total + part(start), accum)
-    while total.shape[-1] > tree:
-        half = total.shape[-1] // 2
-        total = round_to(total[..., :half] + total[..., half:], accum)
+        sums = round_to(sums + part(start), accum)
+    while sums.shape[-1] > tree:
+        half = sums.shape[-1] // 2
+        sums = round_to(sums[..., :half] + sums[..., half:], accum)
     rest = scores(q[:, whole:], k[..., whole:]) if whole < head_dim else 0.0
-    return jnp.sum(total, axis=-1) + rest
+    return total(sums) + rest
 
 
 def values(p: jax.Array, v: jax.Array) -> jax.Array:

@@ -321,6 +321,8 @@ def _check_normalisation(recipe: Recipe) -> None:
             "normalise='before' needs l of all keys before p·v: it goes with kv_block='whole', got "
             f"kv_block={recipe.kv_block!r}"
         )
+    if recipe.normalise == "before" and recipe.sinks == "seed":
+        raise ValueError("normalise='before' divides by the row sum alone: sinks cannot be 'seed'")
     if recipe.normalise in ("blocks", "before") and recipe.split_kv > 1:
         raise ValueError(f"split_kv merges sums that are not normalised: {recipe.normalise=}")
     if recipe.normalise == "blocks" and recipe.output_every:

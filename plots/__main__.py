@@ -14,6 +14,9 @@ def main() -> None:
     root = parser.parse_args().directory
     try:
         draw(root)
+    except (KeyError, TypeError) as error:
+        print(f"plots: {root}: rows and manifest are of no study ({error!r})", file=sys.stderr)
+        sys.exit(2)
     except (ValueError, OSError) as error:
         print(f"plots: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2 if isinstance(error, ValueError) else 1)
@@ -29,8 +32,10 @@ def draw(root: Path) -> None:
     from plots import atlas, fidelity, figures
     from plots.rows import manifest_of
 
-    modules = {"atlas": atlas, "fidelity": fidelity}
-    drawn = modules.get(manifest_of(root)["study"], figures).read_and_draw
+    study = manifest_of(root)["study"]
+    if study == "claims":
+        raise ValueError(f"{root}: the study 'claims' is a table; it has no figures")
+    drawn = {"atlas": atlas, "fidelity": fidelity}.get(study, figures).read_and_draw
     with plt.style.context(figures.STYLE):
         for name, figure in drawn(root):
             for path in figures.save(figure, root / "_figures", name):

@@ -15,6 +15,7 @@ from plots.rows import manifest_of, rows_of
 
 LEAST_CORRELATION, MOST_RATIO = 0.999, 1.5  # as sweeps.fidelity judges
 NEAREST = 1e-8  # 1 - correlation drawn for less
+MOST_DRAWN = 1e3  # ratio drawn for more, and where one of the two errors is none or no number
 INPUTS = {"gaussian": "#0072B2", "biased_v": "#D55E00", "minilm": "#009E73"}
 CONTROL = "#8A8A8A"
 ROW, BETWEEN, TOP, BELOW = 0.125, 0.62, 0.62, 0.62  # inches
@@ -83,8 +84,9 @@ def ratios(ax: Axes, rows: pd.DataFrame, names: Sequence[str]) -> Axes:
     ax.set_xscale("log")
     ax.axvspan(1 / MOST_RATIO, MOST_RATIO, color="#009E73", alpha=0.08, linewidth=0)
     places = rows["peer"].map({name: i for i, name in enumerate(names)})
-    _dots(ax, rows, rows["rms_ratio"], places)
-    widest = max(2.2, 1.1 * float(np.exp(np.abs(np.log(rows["rms_ratio"])).max())))
+    found = rows["rms_ratio"].fillna(MOST_DRAWN).clip(1 / MOST_DRAWN, MOST_DRAWN)
+    _dots(ax, rows, found, places)
+    widest = max(2.2, 1.1 * float(np.exp(np.abs(np.log(found)).max())))
     ax.set_xlim(1 / widest, widest)
     ticks = [x for x in (0.25, 1 / 3, 0.5, 1 / 1.5, 1, 1.5, 2, 3, 4) if 1 / widest <= x <= widest]
     ax.xaxis.set_major_locator(FixedLocator(ticks))

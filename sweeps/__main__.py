@@ -166,7 +166,14 @@ def _print_tables(root: Path) -> None:
 
     manifest, stored = read_rows(root)
     done = sum((root / f"{part['key']}.parquet").is_file() for part in manifest["parts"])
-    print(_study(manifest["study"], quick=False).text(stored.to_pandas(), manifest))
+    try:
+        text = _study(manifest["study"], quick=False).text(stored.to_pandas(), manifest)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{root}: rows and manifest are not those of one study ({error!r}); the same `run` "
+            "again rebuilds the manifest"
+        ) from None
+    print(text)
     if done < len(manifest["parts"]):
         _note(f"{done} of {len(manifest['parts'])} parts are finished; `run` again for the rest")
 

@@ -80,7 +80,7 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
             "ties": part["ties"].max(),
             "control": part["control"].median(),
             "unexplained": part["unexplained"].max(skipna=False),
-            "rms_ratio": float(ratio[np.argmax(np.abs(np.log(ratio)))]),
+            "rms_ratio": float(ratio[np.argmax(np.maximum(ratio, 1 / np.maximum(ratio, 1e-9)))]),
             "equal": part["equal"].median(),
             "nmse_real": part["nmse_real"].max(),
         }

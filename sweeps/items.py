@@ -61,11 +61,16 @@ class ListStudy:
 
 def work_of(study: ListStudy, quick: bool, only: Sequence[str] | None) -> Work:
     """The study's work; `only` names the items to take. Raises ValueError for an unknown name."""
+    import jax
+
     import jaxattn
     from jaxattn.formats import unknown
 
     items = {item.name: item for item in study.items(quick)}
+    left_out = {item.name for item in study.items(False)} - set(items)
     for name in only or ():
+        if name in left_out:
+            raise ValueError(f"{name} takes long and is no part of --quick: leave --quick out")
         if name not in items:
             raise unknown(f"item of {study.name}", name, items)
     chosen = [items[name] for name in dict.fromkeys(only)] if only else list(items.values())
@@ -87,6 +92,8 @@ def work_of(study: ListStudy, quick: bool, only: Sequence[str] | None) -> Work:
                 interrupts.check()
                 progress.start(item.name)
                 rows = item.rows()
+                # Programs compiled for one item serve no other, and their memory maps are counted.
+                jax.clear_caches()
                 interrupts.check()
                 store.write(keys[item.name], pa.Table.from_pylist(rows, schema), origin)
                 progress.finish()

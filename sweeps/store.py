@@ -59,10 +59,20 @@ def read_manifest(root: Path) -> dict[str, Any]:
     return manifest
 
 
+def _parts(root: Path, manifest: Mapping[str, Any]) -> list[Path]:
+    try:
+        return [root / f"{part['key']}.parquet" for part in manifest["parts"]]
+    except (KeyError, TypeError) as error:
+        raise StoreError(
+            f"{root / MANIFEST}: its parts cannot be read ({error!r}); the same `run` again "
+            "rebuilds it"
+        ) from None
+
+
 def read_rows(root: Path) -> tuple[dict[str, Any], pa.Table]:
     """Manifest and rows of the present run's finished parts, in the order of the manifest."""
     manifest = read_manifest(root)
-    paths = [root / f"{part['key']}.parquet" for part in manifest["parts"]]
+    paths = _parts(root, manifest)
     finished = [str(path) for path in paths if path.is_file()]
     if not finished:
         raise StoreError(f"{root}: no part is finished yet; run the same command again")

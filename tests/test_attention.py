@@ -503,7 +503,8 @@ class TestFullyMasked:
         "ggml-cpu-prefill": (0.0, 1e-12),
     }
     # Kernels that replace the scores of masked keys by a number attend to all of them alike.
-    MEAN = ("jax-nn", "pallas", "splash", "tokamax", "maxtext", "flax", "mlx-cpu", "sage", "triton")
+    MEAN = ("jax-nn", "pallas", "splash", "tokamax", "maxtext", "flax", "mlx-cpu", "mlx-steel")
+    MEAN += ("sage", "triton")
     COARSE = ("-fp8", "sage", "-bf16", "deepseek", "jax-nn-f32-tpu", "pasa", "amla")
 
     def outcome(self, name):
@@ -703,3 +704,25 @@ def test_stochastic_rounding_in_float64_storage():
     recipe = Recipe(running_sum="float16:sr", probs="float16:sr", storage="float64")
     x = np.random.default_rng(5).standard_normal((1, 5, 2, 16)).astype(np.float32)
     assert np.isfinite(dot_product_attention(x, x, x, recipe=recipe)).all()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"qk_accum": "float16", "qk_partials": 4},
+        {"qk_accum": "fp22", "qk_chunk": 2, "qk_promote": 4},
+        {"key": "int8", "key_group": 16},
+        {"normalise": "blocks"},
+    ],
+)
+def test_vmap_of_structures_that_few_kernels_need(fields):
+    """XLA's CPU backend has crashed on a reduction over the middle one of so many axes."""
+    rng = np.random.default_rng(6)
+    q, k, v = (rng.standard_normal((2, n, 2, 8)).astype(np.float32) for n in (3, 100, 100))
+
+    def attend(q, k, v):
+        return dot_product_attention(q, k, v, recipe=Recipe(**fields))
+
+    got = jax.vmap(attend)(q, k, v)
+    want = np.stack([attend(*(x[i] for x in (q, k, v))) for i in range(2)])
+    np.testing.assert_allclose(got, want, atol=1e-5)

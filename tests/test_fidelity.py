@@ -2,6 +2,7 @@
 
 import dataclasses
 import subprocess
+import sys
 import types
 from pathlib import Path
 
@@ -19,6 +20,12 @@ GOLDEN = Path(__file__).parent / "golden" / "peers.npz"
 PEERS = peers()
 META, OUTPUTS = golden.read(GOLDEN)
 
+# One of each structure; `make test-all` takes all of them.
+QUICK = (
+    "ggml-cpu-decode-gqa torch-flash-bf16 torch-math-fp16 jax-nn-xla-bf16 splash-bf16"
+    " pallas-tpu-flash-bf16-wide mlx-cpu-bf16 sage-1-triton triton-tutorial-fp16 onnxruntime-mha"
+).split()
+
 PLAIN = Peer(name="p", family="none", function="f", packages=("numpy",), recipe="float32")
 
 
@@ -31,31 +38,27 @@ def test_every_peer_names_a_recipe_and_says_what_it_calls():
     assert {"real kernel"} <= {kernels.get(p.recipe).evidence.split(":")[0] for p in PEERS.values()}
 
 
-@pytest.mark.parametrize("name", META)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in META]
+)
 def test_the_error_vector_is_that_of_the_real_kernel(name):
     """As the study judges it, on the outputs that were kept of a run of the real kernel."""
     peer = PEERS[name]
     drawn = golden.case(peer)
     assert golden.digest(drawn) == META[name]["inputs_sha256"]
-    reference = jaxattn.reference_attention(
-        drawn.query,
-        drawn.key,
-        drawn.value,
-        scale=drawn.scale,
-        is_causal=peer.causal,
-        softcap=peer.softcap,
-    )
-    recipe = compare.recipe_of(peer)
-    emulated, control = (
-        compare.emulate(peer, drawn, r) for r in (recipe, compare.control_of(recipe))
-    )
-    found = compare.figures(OUTPUTS[name], emulated, control, reference)
+    found = compare.judge(peer, drawn, OUTPUTS[name].astype(np.float32))
     if peer.expect == NOISE:
-        assert 1 / fidelity.MOST_RATIO < found["rms_ratio"] < fidelity.MOST_RATIO
-    else:
-        least = 0.9 if peer.cause else fidelity.LEAST_CORRELATION
-        assert found["correlation"] >= least, found
-        assert found["correlation"] > found["control"]
+        # Where the order of sums is known to be another (`cause`), all that is left is the noise.
+        most = 5.0 if peer.cause else fidelity.MOST_RATIO
+        assert 1 / most < found["rms_ratio"] < most
+        assert max(found["nmse_real"], found["nmse_recipe"]) < 2e-12
+        return
+    agrees = max(found["correlation"], found["settled"]) >= fidelity.LEAST_CORRELATION
+    # Else rounding turns on float32 noise, and the recipe itself moves as much with its sums.
+    apart = fidelity.AS_FAR * (1 - found["ceiling"])
+    explained = 1 - found["correlation"] <= apart or (peer.cause and found["correlation"] > 0.9)
+    assert agrees or explained, found
+    assert found["correlation"] > 0.99 * found["control"]
 
 
 def test_figures_of_planted_errors():
@@ -113,6 +116,7 @@ def test_a_package_that_is_missing_is_named():
     ("outcome", "why"),
     [
         ({"returncode": -4, "stderr": ""}, "killed by SIGILL"),
+        ({"returncode": -33, "stderr": ""}, "killed by signal 33"),
         ({"returncode": 1, "stderr": "Traceback\n  x\nRuntimeError: no AMX\n"}, "failed: Runtime"),
         ({"returncode": 3, "stderr": ""}, "failed: exit code 3"),
         (subprocess.TimeoutExpired("x", 1200), "took longer than 1200 s"),
@@ -138,13 +142,31 @@ def test_an_output_of_another_shape_is_refused_and_none_too(monkeypatch):
     (row,) = fidelity._rows(PLAIN)
     assert row["why"] == "gave an output of shape (2, 3), not (16, 2, 64)"
 
-    def nothing(command, **options):
-        (Path(command[-1]) / "0.npy").write_bytes(b"no array")
-        return types.SimpleNamespace(returncode=0, stderr="")
+    for content in (b"no array", b""):
 
-    monkeypatch.setattr(compare.subprocess, "run", nothing)
-    (row,) = fidelity._rows(PLAIN)
-    assert row["status"] == "not run" and row["why"].startswith("gave no output that can be read")
+        def nothing(command, content=content, **options):
+            (Path(command[-1]) / "0.npy").write_bytes(content)
+            return types.SimpleNamespace(returncode=0, stderr="")
+
+        monkeypatch.setattr(compare.subprocess, "run", nothing)
+        (row,) = fidelity._rows(PLAIN)
+        assert row["status"] == "not run"
+        assert row["why"].startswith("gave no output that can be read")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["check"], "check: missing a required argument"),
+        (["golden", "no/such/folder/x.npz"], "its folder does not exist"),
+        (["install", "foo"], "install: too many positional arguments"),
+        (["check", "torch-flash-fp61"], "unknown real kernel 'torch-flash-fp61'; did you mean"),
+    ],
+)
+def test_bad_arguments_are_refused_in_words(arguments, said):
+    command = [sys.executable, "-m", "sweeps.peers", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=compare.ROOT)
+    assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
 
 
 def test_ties_are_results_that_noise_decides():

@@ -144,6 +144,10 @@ class TestStorage:
         ({"lazy_threshold": -1}, "lazy_threshold must be at least 0, got -1"),
         ({"qk_partials": 32, "qk_tree": 5}, "must divide"),
         ({"split_kv": 4, "kv_order": "backward"}, "split_kv goes with kv_order='forward'"),
+        (
+            {"normalise": "before", "kv_block": "whole", "sinks": "seed"},
+            "normalise='before' .* sinks cannot be 'seed'",
+        ),
         ({"split_kv": 4, "sinks": "seed"}, "split_kv goes with any sinks but 'seed'"),
         ({"key": "float16:sr"}, "site 'key' cannot round stochastically"),
         ({"pv_accum": "fp22:sr"}, "site 'pv_accum' cannot round stochastically"),

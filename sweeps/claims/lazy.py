@@ -9,6 +9,7 @@ from sweeps.claims.claim import Claim, Outcome, near
 KEYS, ROWS, SEEDS, BLOCK = 8192, 256, 3, 128
 # sd of the scores in base 2 -> rel-L2 in bfloat16 with every rescale, and with a threshold of 8
 PUBLISHED = {1.5: (0.0016, 0.0017), 6.0: (0.0005, 0.0013)}
+DEARER = 1.01  # of the error with every rescale: less would be no cost at all
 SETUP = (
     f"{KEYS} keys in blocks of {BLOCK}, {ROWS} rows, {SEEDS} seeds, scores N(0, sd^2) in base 2, "
     "bfloat16 inputs, relative L2 error of the whole output"
@@ -47,8 +48,12 @@ def errors(probs: str, sd: float) -> tuple[float, float]:
 
 def cost(sd: float) -> Outcome:
     names = ("always", "lazy")
-    measured = dict(zip(names, errors("bfloat16", sd), strict=True))
-    return near(measured, dict(zip(names, PUBLISHED[sd], strict=True)), 0.25)
+    every, lazy = errors("bfloat16", sd)
+    measured = dict(zip(names, (every, lazy), strict=True))
+    found = near(measured, dict(zip(names, PUBLISHED[sd], strict=True)), 0.25)
+    if lazy <= DEARER * every:
+        return Outcome(found.measured, False, "lazy rescaling costs nothing here")
+    return found
 
 
 def exact() -> Outcome:
@@ -67,7 +72,8 @@ CLAIMS = (
             "log2(256)); numbers: third-party note on it, "
             f"{PUBLISHED[sd][0]} becomes {PUBLISHED[sd][1]}",
             setup=SETUP,
-            expected=f"{PUBLISHED[sd][0]} and {PUBLISHED[sd][1]}, each within 25 %",
+            expected=f"{PUBLISHED[sd][0]} and {PUBLISHED[sd][1]}, each within 25 %, and lazy over "
+            "1 % dearer",
             measure=cost,
             arguments=(sd,),
         )

@@ -6,6 +6,7 @@ golden FILE [NAME ...]        the outputs that tests keep
 install                       the group `peers` of pyproject.toml, what can be installed of it
 """
 
+import inspect
 import os
 import subprocess
 import sys
@@ -34,8 +35,8 @@ def attend(name: str, folder: str) -> None:
         np.save(path.with_suffix(".npy"), np.asarray(result, np.float32))
 
 
-def check(*names: str) -> None:
-    for name in names:
+def check(first: str, *more: str) -> None:
+    for name in (first, *more):
         try:
             for row in compare.compare(_peer(name)):
                 cells = (f"{x:.6g}" if isinstance(x, float) else str(x) for x in row.values())
@@ -47,6 +48,8 @@ def check(*names: str) -> None:
 def keep(path: str, *names: str) -> None:
     for name in names:
         _peer(name)
+    if not Path(path).parent.is_dir():
+        raise ValueError(f"{path}: its folder does not exist")
     for line in golden.make(Path(path), names):
         print(line, flush=True)
 
@@ -85,8 +88,13 @@ def main() -> None:
     if command not in commands:
         sys.exit(__doc__)
     try:
+        inspect.signature(commands[command]).bind(*arguments)
+    except TypeError as error:
+        print(f"sweeps.peers {command}: {error}\n\n{__doc__}", file=sys.stderr)
+        sys.exit(2)
+    try:
         commands[command](*arguments)
-    except ValueError as error:
+    except (ValueError, OSError, EOFError) as error:
         print(f"sweeps.peers: {error}", file=sys.stderr)
         sys.exit(2)
 

@@ -96,18 +96,25 @@ def real(peer: Peer, cases: Sequence[Drawn]) -> list[np.ndarray]:
         except subprocess.TimeoutExpired:
             raise NotRun(f"took longer than {LIMIT_S} s") from None
         if done.returncode < 0:
-            raise NotRun(f"killed by {signal.Signals(-done.returncode).name}")
+            raise NotRun(f"killed by {_signal(-done.returncode)}")
         if done.returncode:
             lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
             raise NotRun(f"failed: {lines[-1] if lines else f'exit code {done.returncode}'}")
         return [_output(Path(folder, f"{i}.npy"), case) for i, case in enumerate(cases)]
 
 
+def _signal(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # those for real time have no names
+        return f"signal {number}"
+
+
 def _output(path: Path, case: Drawn) -> np.ndarray:
     expected = (*case.query.shape[:2], case.value.shape[-1])
     try:
         result = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise NotRun(f"gave no output that can be read ({error})") from None
     if result.shape != expected:
         raise NotRun(f"gave an output of shape {result.shape}, not {expected}")
@@ -222,36 +229,36 @@ def emulate(peer: Peer, drawn: Drawn, recipe: Any) -> np.ndarray:
 
 def compare(peer: Peer) -> Iterator[dict[str, Any]]:
     """One row for each of the inputs and contexts. Raises NotRun where the kernel cannot run."""
-    import jaxattn
-    from jaxattn.formats import FLOAT32
-
     refuse_versions(peer)
-    recipe = recipe_of(peer)
-    control = control_of(recipe)
     drawn = {(name, n): draw(peer, name, n) for name in INPUTS for n in peer.contexts}
     cases = {words: case for words, case in drawn.items() if case is not None}
     truths = real(peer, list(cases.values()))
     for ((name, context), case), truth in zip(cases.items(), truths, strict=True):
-        reference = jaxattn.reference_attention(
-            case.query,
-            case.key,
-            case.value,
-            scale=case.scale,
-            is_causal=peer.causal,
-            softcap=peer.softcap,
-        )
-        emulated = emulate(peer, case, recipe)
-        plain = emulate(peer, case, control)
-        exact, tied = emulate(peer, case, recipe.replace(storage="float64")), None
-        if recipe.result != FLOAT32:
-            unrounded = emulate(peer, case, recipe.replace(result=FLOAT32))
-            single = emulate(peer, case, control.replace(result=FLOAT32))
-            noise = NOISE_FACTOR * float(np.abs(single - reference).max())
-            tied = ties(truth, emulated, unrounded, noise)
-        yield {
-            "peer": peer.name,
-            "recipe": peer.recipe,
-            "inputs": name,
-            "context": context,
-            **figures(truth, emulated, plain, reference, exact=exact, tied=tied),
-        }
+        words = {"peer": peer.name, "recipe": peer.recipe, "inputs": name, "context": context}
+        yield {**words, **judge(peer, case, truth)}
+
+
+def judge(peer: Peer, case: Drawn, truth: np.ndarray) -> dict[str, float]:
+    """The figures of one output of the real kernel beside its recipe's."""
+    import jaxattn
+    from jaxattn.formats import FLOAT32
+
+    recipe = recipe_of(peer)
+    control = control_of(recipe)
+    reference = jaxattn.reference_attention(
+        case.query,
+        case.key,
+        case.value,
+        scale=case.scale,
+        is_causal=peer.causal,
+        softcap=peer.softcap,
+    )
+    emulated = emulate(peer, case, recipe)
+    plain = emulate(peer, case, control)
+    exact, tied = emulate(peer, case, recipe.replace(storage="float64")), None
+    if recipe.result != FLOAT32:
+        unrounded = emulate(peer, case, recipe.replace(result=FLOAT32))
+        single = emulate(peer, case, control.replace(result=FLOAT32))
+        noise = NOISE_FACTOR * float(np.abs(single - reference).max())
+        tied = ties(truth, emulated, unrounded, noise)
+    return figures(truth, emulated, plain, reference, exact=exact, tied=tied)

@@ -109,7 +109,10 @@ def _openvino(peer: Peer, query: Any, key: Any, value: Any, scale: float) -> Any
     )
     model = ov.Model([node], inputs, "attention")
     hint = {"float32": "f32", "bfloat16": "bf16"}[peer.dtype]
-    compiled = ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": hint})
+    core = ov.Core()
+    if hint == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        raise RuntimeError("this CPU has no bfloat16 arithmetic: OpenVINO would take float32")
+    compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": hint})
     return np.moveaxis(compiled(arrays)[0][0], 0, 1).astype(np.float32)
 
 

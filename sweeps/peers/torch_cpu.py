@@ -33,8 +33,8 @@ PEERS = (
         "f32",
         expect=NOISE,
         cause=(
-            "torch's softmax sums in vector lanes, key after key: 0.8 of the error at 8,192 keys of "
-            "minilm, where its rows sum to 1 within 2e-7; the recipe sums by halves"
+            "torch's softmax sums in vector lanes, key after key: 0.8 of the error at 8,192 keys "
+            "of minilm, where its rows sum to 1 within 2e-7; the recipe sums by halves"
         ),
     ),
     _peer("math", "bf16"),
