@@ -77,7 +77,10 @@ def _scale(
     ax.yaxis.set_major_locator(FixedLocator([10.0**e for e in (-12, -8, -4, 0)]))
     ax.yaxis.set_minor_locator(FixedLocator([]))
     ax.axhline(TOLERANCE, color="#333333", linewidth=0.5, linestyle=(0, (4, 2)), zorder=2)
-    context_axis(ax, contexts, narrow=True)
+    context_axis(ax, contexts)
+    # None at the ends, where the numbers of neighbours would touch.
+    inside = [n for n in (2**10, 2**14, 2**18) if contexts[0] < n < contexts[-1]]
+    ax.xaxis.set_major_locator(FixedLocator(inside))
     ax.tick_params(labelsize=5, length=1.5, pad=1.2)
     left, below = outer
     if not left:
