@@ -57,7 +57,7 @@ def quantities(structure: "Structure") -> dict[str, tuple[tuple[str, ...], str]]
     """QUANTITIES of recipes of this structure, each after what it reads."""
     table = dict(QUANTITIES)
     if structure.scale_at == "query":
-        table["q"] = (("query", "scale", "scaled_query"), "")
+        table["q"] = (("query", "scale", "scaled_query", "log2e"), "")
     if structure.normalise == "blocks":
         table["o"] = ((*QUANTITIES["o"][0], "inverse"), "wbl")
     if structure.normalise == "before":
@@ -150,7 +150,7 @@ class Lanes:
     @property
     def base_2(self) -> bool:
         """Whether scores carry log2(e), and so m too."""
-        return self.log2e and self.structure.log2e_at == "scale"
+        return self.log2e and self.structure.log2e_at != "exponent"
 
     @property
     def log2e(self) -> bool:
@@ -186,7 +186,7 @@ def weave(
         traced[quantity] = {
             name: _stack(name, [id[j] for id in distinct]) for j, name in enumerate(own)
         }
-    if EXPONENTIALS[structure.exp][1] == 2 and structure.log2e_at == "scale":
+    if EXPONENTIALS[structure.exp][1] == 2 and structure.log2e_at != "exponent":
         factors = traced["s"]["bias_factor"] * LOG2E
         traced["s"]["bias_factor"] = factors.astype(np.float32).astype(np.float64)
     whole = FLOAT64 if structure.storage == "float64" else FLOAT32

@@ -79,6 +79,7 @@ CHOICES: dict[str, dict[str, str]] = {
     },
     "log2e_at": {
         "scale": "log2(e) is folded in the scale: scores are in base 2",
+        "query": "the scaled query is multiplied by log2(e) apart, and stored as such again",
         "exponent": "log2(e) is multiplied after s - m",
     },
     "scale_at": {"scores": "q·k is multiplied by the scale", "query": "q is, before the product"},
@@ -297,6 +298,8 @@ def _check_consistent(recipe: Recipe) -> None:
             f"qk_promote={recipe.qk_promote} must be a multiple of {recipe.qk_chunk=}, and goes "
             "with qk_partials=1"
         )
+    if recipe.log2e_at == "query" and recipe.scale_at != "query":
+        raise ValueError("log2e_at='query' goes with scale_at='query', whose result it multiplies")
     if recipe.lazy_threshold < 0:
         raise ValueError(f"lazy_threshold must be at least 0, got {recipe.lazy_threshold}")
     if not 0 <= recipe.key_shift < 1:

@@ -40,12 +40,17 @@ def prepare(
     by_head = jnp.swapaxes(query.reshape(-1, heads, query.shape[-1]), 0, 1)[None]
     q = _grouped(lanes, f, round, "q", "query", by_head, structure.query_group)
     q = jnp.swapaxes(q, 1, 2).reshape(len(q), *query.shape)
-    constant = scale * in_base
-    if softcap is not None and structure.cap_at == "scale":
-        constant = scale / softcap  # log2(e) comes in with the cap
+    folded = softcap is not None and structure.cap_at == "scale"  # log2(e) comes in with the cap
+    apart = lanes.base_2 and structure.log2e_at == "query" and not folded
+    constant = scale if apart else scale * in_base
+    if softcap is not None and folded:
+        constant = scale / softcap
     if structure.scale_at == "query":
         factor = round("q", "scale", jnp.full((len(f["q"]["query"]),), constant))
         q = round("q", "scaled_query", q * factor[:, None, None])
+        if apart:
+            log2e = round("q", "log2e", jnp.full(factor.shape, LOG2E, dtype))
+            q = round("q", "scaled_query", q * log2e[:, None, None])
         constant = jnp.ones((), dtype)
     stored = round("s", "scale", jnp.full((lanes.count("s"),), constant))
     if softcap is None:

@@ -44,8 +44,8 @@ def test_cells_are_formats_and_float32_is_empty():
 
 
 def test_evidence_is_a_run_a_paper_or_the_source():
-    """And what is called a run is in the fidelity study."""
-    ran = {peer.recipe for peer in peers().values()}
+    """And what is called a run is in the fidelity study; those on a GPU await one."""
+    ran = {peer.recipe for peer in peers().values() if peer.family != "gpu"}
     for name in kernels.names():
         kind = atlas.evidence(kernels.get(name)).partition(":")[0]
         assert kind in ("real kernel", "paper", "source")

@@ -380,3 +380,25 @@ def test_a_sink_at_the_end_may_meet_stochastic_sites():
     got = dot_product_attention(*inputs, recipe=recipe, sinks=np.array([2.0], F32))
     want = reference_attention(*inputs, sinks=np.array([2.0]))
     assert 1e-4 < abs(got - want).max() < 0.05
+
+
+def test_log2e_may_multiply_a_scaled_query_apart():
+    """Two roundings of q and one of log2(e), where scale·log2(e) in one would be one of each."""
+
+    def bf16(x):
+        return np.asarray(x).astype(ml_dtypes.bfloat16).astype(F32)
+
+    q, k, v = draw()
+    twice = bf16(bf16(bf16(q[:, 0]) * bf16(F32(0.3))) * bf16(F32(np.log2(np.e))))
+    expected = softmax((twice @ k[:, 0].T) * F32(np.log(2))) @ v[:, 0]
+    fields = dict.fromkeys(("query", "scale", "scaled_query", "log2e"), "bfloat16")
+    recipe = Recipe(exp="exp2", scale_at="query", log2e_at="query", **fields)
+    got = np.asarray(dot_product_attention(q, k, v, recipe=recipe, scale=0.3))[:, 0]
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+    once = dot_product_attention(q, k, v, recipe=recipe.replace(log2e_at="scale"), scale=0.3)
+    assert differ(np.asarray(once)[:, 0], expected) > 0.5
+    wide = recipe.replace(**dict.fromkeys(fields, "float32"))
+    for more in ({}, {"softcap": 3.0}):
+        got = dot_product_attention(q, k, v, recipe=wide, scale=0.3, **more)
+        want = reference_attention(q, k, v, scale=0.3, **more)
+        np.testing.assert_allclose(got, want, atol=1e-5)

@@ -143,6 +143,7 @@ class TestStorage:
         ({"probs": "float16", "lazy_threshold": 12}, r"let p reach 2\^17.3"),
         ({"lazy_threshold": -1}, "lazy_threshold must be at least 0, got -1"),
         ({"qk_partials": 32, "qk_tree": 5}, "must divide"),
+        ({"log2e_at": "query"}, "log2e_at='query' goes with scale_at='query'"),
         ({"split_kv": 4, "kv_order": "backward"}, "split_kv goes with kv_order='forward'"),
         (
             {"normalise": "before", "kv_block": "whole", "sinks": "seed"},

@@ -83,16 +83,17 @@ SPLASH_BF16 = Recipe(
         "(flash_attention_kernel) in 0.0.12: q·scale and then q·log2(e) in q's dtype"
     ),
     inferred=(
-        "one product with a rounded scale·log2(e) instead of two, the same where the scale is a "
-        "power of two; p in float32 against v in bfloat16 (a TPU's matrix unit may round p too); "
+        "p in float32 against v in bfloat16 (a TPU's matrix unit may round p too); "
         "sums in this host's order"
     ),
     evidence=_REAL,
     kv_block=128,
     exp="exp2",
     scale_at="query",
+    log2e_at="query",
     cap_at="scores",
     scale=BFLOAT16,
+    log2e=BFLOAT16,
     scaled_query=BFLOAT16,
     initial_max=_LOWEST,
     mask_value=_LOWEST,
