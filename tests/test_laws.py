@@ -25,10 +25,9 @@ T = {"float16": 11, "bfloat16": 8}
 
 
 def narrow_sum(format, **changes):
-    """A recipe whose only rounding is that of l; scores are in base 2 and m starts at 0."""
-    return Recipe(exp="exp2", kv_block=64, initial_max=0.0, running_sum=format).replace(
-        **{"rescaled_sum": "float32"} | changes
-    )
+    """A recipe whose only rounding is that of l; biases are in base 2 and m starts at 0."""
+    base = Recipe(exp="exp2", bias_factor=np.log(2), kv_block=64, initial_max=0.0)
+    return base.replace(**{"running_sum": format, "rescaled_sum": "float32"} | changes)
 
 
 @functools.partial(jax.jit, static_argnums=0)
