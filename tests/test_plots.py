@@ -286,6 +286,15 @@ def made_fidelity() -> pd.DataFrame:
     return pd.DataFrame([*rows, gone | {"peer": "absent", "status": "not run"}])
 
 
+@pytest.mark.parametrize("ratio", [0.0, np.inf, np.nan])
+def test_fidelity_draws_ratios_that_no_axis_holds(style, tmp_path, ratio):
+    made_fidelity().assign(rms_ratio=ratio).to_parquet(tmp_path / "0a.parquet")
+    manifest = {"study": "fidelity", "parts": [{"key": "0a"}]}
+    (tmp_path / "_manifest.json").write_text(json.dumps(manifest))
+    ((_, figure),) = fidelity.read_and_draw(tmp_path)
+    figure.canvas.draw()
+
+
 def test_fidelity_has_a_row_for_every_kernel_that_ran(style, tmp_path, capsys):
     made_fidelity().to_parquet(tmp_path / "0a.parquet")
     manifest = {"study": "fidelity", "parts": [{"key": "0a"}]}
