@@ -104,6 +104,16 @@ class Structure(NamedTuple):
     narrow_qk: bool
     narrow_pv: bool
 
+    @property
+    def log2e(self) -> bool:
+        """Whether the exponential is one of base 2."""
+        return EXPONENTIALS[self.exp][1] == 2
+
+    @property
+    def base_2(self) -> bool:
+        """Whether scores carry log2(e), and so m too."""
+        return self.log2e and self.log2e_at != "exponent"
+
 
 def structure_of(recipe: Recipe) -> Structure:
     whole = FLOAT64 if recipe.storage == "float64" else FLOAT32
@@ -149,12 +159,11 @@ class Lanes:
 
     @property
     def base_2(self) -> bool:
-        """Whether scores carry log2(e), and so m too."""
-        return self.log2e and self.structure.log2e_at != "exponent"
+        return self.structure.base_2
 
     @property
     def log2e(self) -> bool:
-        return EXPONENTIALS[self.structure.exp][1] == 2
+        return self.structure.log2e
 
 
 def weave(
@@ -186,7 +195,7 @@ def weave(
         traced[quantity] = {
             name: _stack(name, [id[j] for id in distinct]) for j, name in enumerate(own)
         }
-    if EXPONENTIALS[structure.exp][1] == 2 and structure.log2e_at != "exponent":
+    if structure.base_2:
         factors = traced["s"]["bias_factor"] * LOG2E
         traced["s"]["bias_factor"] = factors.astype(np.float32).astype(np.float64)
     whole = FLOAT64 if structure.storage == "float64" else FLOAT32

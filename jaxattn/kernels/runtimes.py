@@ -79,7 +79,7 @@ MLX_VECTOR = Recipe(
     value=FLOAT16,
     result=FLOAT16,
 )
-MLX_STEEL = Recipe(
+MLX_STEEL = MLX_VECTOR.replace(
     name="mlx-steel-attention-fp16",
     citation=(
         f"{_METAL}/steel/attn/kernels/steel_attention.h (attention: ExpSubOp, DivOp; S, P and O in "
@@ -89,14 +89,8 @@ MLX_STEEL = Recipe(
     inferred="fast::exp2 as correctly rounded; sums in this host's order",
     kv_block=16,
     exp="exp2",
-    normalise="divide",
-    initial_max=-3.4028234663852886e38,
+    scale_at="scores",
     mask_value=-3.4028234663852886e38,
-    sinks="seed",
-    query=FLOAT16,
-    key=FLOAT16,
-    value=FLOAT16,
-    result=FLOAT16,
 )
 
 OPENVINO_F32 = Recipe(
