@@ -8,8 +8,6 @@ import jax
 import jax.numpy as jnp
 
 from jaxattn import half_tables
-from jaxattn.formats import FLOAT16
-from jaxattn.rounding import round_to
 
 LOG2E = math.log2(math.e)
 Function = Callable[[jax.Array], jax.Array]
@@ -113,8 +111,9 @@ def _exp_cubic(x: jax.Array) -> jax.Array:
 def _table(x: jax.Array, name: str) -> jax.Array:
     # The argument is a half already where the site before it is float16, as in every kernel that
     # calls these; otherwise its register is one, so it is rounded here.
-    word = jax.lax.bitcast_convert_type(round_to(x, FLOAT16).astype(jnp.float16), jnp.uint16)
-    return jnp.asarray(half_tables.table(name))[word.astype(jnp.int32)].astype(x.dtype)
+    word = jax.lax.bitcast_convert_type(x.astype(jnp.float16), jnp.uint16)
+    table = jnp.asarray(half_tables.table(name))
+    return table.at[word].get(mode="promise_in_bounds").astype(x.dtype)
 
 
 def _base2(function: Function) -> tuple[Function, int]:

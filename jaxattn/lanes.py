@@ -5,6 +5,7 @@ is lanes of length one.
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -15,7 +16,14 @@ import numpy as np
 from jaxattn.exponentials import EXPONENTIALS, LOG2E
 from jaxattn.formats import FLOAT16, FLOAT32, FLOAT64, STOCHASTIC, Format, holds
 from jaxattn.recipe import NUMBERS, SITES, Recipe
-from jaxattn.rounding import round_to, round_to_half, unrounded
+from jaxattn.rounding import (
+    common,
+    round_to,
+    round_to_common,
+    round_to_half,
+    round_to_half_or_not,
+    unrounded,
+)
 
 Traced = dict[str, dict[str, Any]]
 _SITE_NUMBER = {site: number for number, site in enumerate(SITES)}
@@ -26,6 +34,8 @@ _SINK = (
     *("running_max", "difference", "rescale", "output_rescale", "rescale_flush"),
     *("rescaled_sum", "running_sum", "rescaled_output"),
 )
+
+_BY_PRECISION = {"not": unrounded, "half": round_to_half, "half or not": round_to_half_or_not}
 
 # quantity -> (what of the recipe it reads itself, the quantities it reads)
 QUANTITIES: dict[str, tuple[tuple[str, ...], str]] = {
@@ -43,7 +53,8 @@ QUANTITIES: dict[str, tuple[tuple[str, ...], str]] = {
     "m": (("running_max", "initial_max", "max_offset", "lazy_threshold"), "s"),
     "e": (("seen_max", "difference", "log2e", "exponent"), "sm"),
     "p": (("probs",), "e"),
-    "r": (("summand", "row_sum"), "ep"),
+    "t": (("summand",), "e"),
+    "r": (("row_sum",), "t"),
     "a": (("difference", "log2e", "exponent", "rescale", "rescale_flush"), "m"),
     "b": (("output_rescale",), "a"),
     "l": (("rescaled_sum", "running_sum"), "ra"),
@@ -61,10 +72,10 @@ def quantities(structure: "Structure") -> dict[str, tuple[tuple[str, ...], str]]
     if structure.normalise == "blocks":
         table["o"] = ((*QUANTITIES["o"][0], "inverse"), "wbl")
     if structure.normalise == "before":
-        table |= {"r": (QUANTITIES["r"][0], "e"), "p": (QUANTITIES["p"][0], "r")}
+        del table["p"]
         order = list(table)
-        i, j = order.index("p"), order.index("r")
-        order[i], order[j] = "r", "p"
+        order.insert(order.index("r") + 1, "p")
+        table["p"] = (QUANTITIES["p"][0], "tr")
         table = {quantity: table[quantity] for quantity in order}
     return table
 
@@ -133,17 +144,14 @@ class Lanes:
 
     parents: (child, parent) -> the parent's lane that each lane of the child reads
     recipes: the lane of y that each recipe reads
-    active:  sites where some lane rounds; the others are left out of the computation
-    halves:  sites where all lanes are float16, which the host converts to itself
-    whole:   sites of products before a sum where no lane rounds
+    ways:    how values are rounded at each site where a lane rounds (see `_way`), and at those of
+             products before a sum; the others are left out of the computation
     """
 
     structure: Structure
     parents: tuple[tuple[str, tuple[int, ...]], ...]
     recipes: tuple[int, ...]
-    active: frozenset[str]
-    halves: frozenset[str]
-    whole: frozenset[str]
+    ways: tuple[tuple[str, str], ...]
     stochastic: frozenset[str]
     sums_probs: bool
 
@@ -153,6 +161,10 @@ class Lanes:
         if x.shape[0] == 1 or index == tuple(range(x.shape[0])):
             return x
         return x[np.array(index)]
+
+    @functools.cached_property
+    def way(self) -> dict[str, str]:
+        return dict(self.ways)
 
     def count(self, quantity: str) -> int:
         return next(len(index) for pair, index in self.parents if pair[0] == quantity)
@@ -203,24 +215,19 @@ def weave(
     inputs = {"query": query, "key": key, "value": value}
     if structure.shifts:
         inputs["key"] = whole
-    active = {
-        site
-        for site in SITES
-        if any(_rounds(getattr(recipe, site), inputs.get(site, whole)) for recipe in recipes)
-    }
+    ways = {}
+    for site in SITES:
+        formats = {getattr(recipe, site) for recipe in recipes}
+        if any(_rounds(format, inputs.get(site, whole)) for format in formats):
+            ways[site] = _way(formats, structure.storage)
+        elif site in _PRODUCTS:
+            ways[site] = "not"
     return (
         Lanes(
             structure=structure,
             parents=tuple(parents.items()),
             recipes=tuple(lane["y"]),
-            active=frozenset(active),
-            halves=frozenset(
-                site
-                for site in active
-                if structure.storage == "float32"
-                and all(getattr(recipe, site) == FLOAT16 for recipe in recipes)
-            ),
-            whole=frozenset(_PRODUCTS - active),
+            ways=tuple(ways.items()),
             stochastic=frozenset(
                 site
                 for site in SITES
@@ -235,6 +242,17 @@ def weave(
 
 def _rounds(format: Format, stored: Format) -> bool:
     return not holds(format, stored)
+
+
+def _way(formats: set[Format], storage: str) -> str:
+    """The cheapest of `rounder`'s ways that rounds to all of these formats."""
+    if storage == "float64":
+        return "any"
+    if formats == {FLOAT16}:
+        return "half"
+    if formats == {FLOAT16, FLOAT32}:
+        return "half or not"
+    return "common" if all(map(common, formats)) else "any"
 
 
 def _stack(name: str, values: list[Any]) -> Any:
@@ -255,13 +273,14 @@ def rounder(lanes: Lanes, f: Traced, key: jax.Array | None = None) -> Any:
     """round(quantity, site, x): x [lanes of quantity, ...] rounded at the site, if a lane does."""
 
     def round(quantity: str, site: str, x: jax.Array) -> jax.Array:
-        if site not in lanes.active and site not in lanes.whole:
+        way = lanes.way.get(site)
+        if way is None:
             return x
         format = Format(*f[quantity][site].T)
-        if site in lanes.whole:
-            return unrounded(x, format.precision)
-        if site in lanes.halves:
-            return round_to_half(x, format.precision)
+        if way in _BY_PRECISION:
+            return _BY_PRECISION[way](x, format.precision)
+        if way == "common":
+            return round_to_common(x, format)
         bits = None
         if site in lanes.stochastic:
             assert key is not None  # whoever walks the keys passes one, see random_keys

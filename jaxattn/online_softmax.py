@@ -94,13 +94,13 @@ def _probs(lanes: Lanes, round: Any, e: jax.Array) -> tuple[jax.Array, jax.Array
     """p and the row sum r of each block, of e = exp(s - m) [lanes, R, n, w]."""
     take = lanes.take
     if lanes.structure.normalise == "before":
-        summand = round("r", "summand", take("r", "e", e))
-        r = round("r", "row_sum", contraction.total(summand))
+        t = round("t", "summand", take("t", "e", e))
+        r = round("r", "row_sum", take("r", "t", contraction.total(t)))
         safe = jnp.where(r == 0, jnp.ones_like(r), r)[..., None]
-        return round("p", "probs", take("p", "r", summand / safe)), r
+        return round("p", "probs", take("p", "t", t) / take("p", "r", safe)), r
     p = round("p", "probs", take("p", "e", e))
-    summand = take("r", "p", p) if lanes.sums_probs else round("r", "summand", take("r", "e", e))
-    return p, round("r", "row_sum", contraction.total(summand))
+    t = p if lanes.sums_probs else round("t", "summand", take("t", "e", e))
+    return p, round("r", "row_sum", take("r", "t", contraction.total(t)))
 
 
 def _finite(m: jax.Array) -> jax.Array:
@@ -233,6 +233,7 @@ def _products(lanes: Lanes, f: Traced, p: jax.Array, v: jax.Array) -> jax.Array:
     return each_lane(
         lambda p, v, accum: contraction.narrow_values(p, v, Format(*accum), chunk),
         (p, v, f["w"]["pv_accum"]),
+        spread=True,
     )
 
 

@@ -84,6 +84,7 @@ def scores(
                 structure.qk_tree,
             ),
             (q, k, f["d"]["qk_accum"]),
+            spread=True,
         )
     else:
         d = each_lane(contraction.scores, (q, k))
@@ -137,7 +138,7 @@ def _grouped(
 ) -> jax.Array:
     """x [lanes, ..., tokens, H] rounded in units of amax / the format's largest number, a unit for
     each `group` of tokens; as it is where there are no groups."""
-    if group is None or site not in lanes.active:
+    if group is None or site not in lanes.way:
         return round(quantity, site, x)
     digits, _, emax, _, reserved, _, _ = f[quantity][site].T
     step = power_of_two((1 - digits).astype(x.dtype))
@@ -154,11 +155,22 @@ def _grouped(
     return round(quantity, site, x / unit) * unit
 
 
-def each_lane(function: Any, arguments: Any) -> jax.Array:
+def each_lane(function: Any, arguments: Any, spread: bool = False) -> jax.Array:
     """function over the leading axis, one lane at a time: a product's order of summation changes
-    with its number of rows, and must not change with the company that a recipe keeps."""
-    count = max(len(x) for x in jax.tree.leaves(arguments))
-    if count == 1:
-        return function(*jax.tree.map(lambda x: x[0], arguments))[None]
-    spread = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape[1:])), arguments)
-    return jax.lax.map(lambda lane: function(*lane), spread)
+    with its number of rows, and must not change with the company that a recipe keeps.
+
+    spread: what lanes share is copied for each, so that no compiler takes work on it out of the
+    loop and does it in another way.
+    """
+    leaves, tree = jax.tree.flatten(arguments)
+    count = max(map(len, leaves))
+    if spread:
+        leaves = [jnp.broadcast_to(x, (count, *x.shape[1:])) for x in leaves]
+    many = [x for x in leaves if len(x) > 1]
+
+    def one(lane: list[jax.Array]) -> jax.Array:
+        own = iter(lane)
+        mine = [next(own) if len(x) > 1 else x[0] for x in leaves]
+        return function(*jax.tree.unflatten(tree, mine))
+
+    return jax.lax.map(one, many) if many else one([])[None]
