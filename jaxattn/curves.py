@@ -103,31 +103,37 @@ def error_curves(
 
     reader = Reader(stream)
     exact = Exact(reader, rows.astype(np.float64) * scale, lengths)
+    names = (*metrics, "nonfinite")
 
     def report(members: list[int], context: int, outcome: Outcome) -> None:
-        output, lse, lost = (_spread(x, query.shape, 1, x.ndim - 3) for x in outcome)
-        ideal, ideal_lse = (_spread(x, query.shape, 0, x.ndim - 2) for x in exact(context))
-        at = lengths.index(context)
-        errors = measures.measure(metrics, output, lse, ideal, ideal_lse)
+        ideal = (x.reshape(outcome.result.shape[1 : x.ndim + 2]) for x in exact(context))
+        errors = measures.measure(names, outcome.result, outcome.lse, *ideal)
+        lse, lost = np.asarray(outcome.lse), np.asarray(outcome.lost)
+        at = members, lengths.index(context)
+
+        def spread(x: np.ndarray) -> np.ndarray:
+            return _spread(x[outcome.recipes], query.shape)
+
         for name in metrics:
-            result.metrics[name][members, at] = errors[name]
-        result.overflow[members, at] = ~(np.isfinite(output).all(-1) & (lse < np.inf))
-        result.stagnated[members, at] = lost > STAGNATED
+            result.metrics[name][at] = spread(errors[name])
+        result.overflow[at] = spread((errors["nonfinite"] > 0) | ~(lse < np.inf))
+        result.stagnated[at] = spread(lost > STAGNATED)
 
     jobs = _jobs(chosen, lengths, rows.shape[-1], stream.value_dim, tile_keys, result.kv_block)
     dtypes = (query.dtype, *(x.dtype for x in reader.read(0, 1)))
-    run_all(
-        jobs,
-        reader,
-        exact,
-        report,
-        progress,
-        rows=rows,
-        group=query.shape[0] * query.shape[2] // stream.heads,
-        value_dim=stream.value_dim,
-        scale=scale,
-        formats=[format_of(dtype) for dtype in dtypes],
-    )
+    with exact:
+        run_all(
+            jobs,
+            reader,
+            exact,
+            report,
+            progress,
+            rows=rows,
+            group=query.shape[0] * query.shape[2] // stream.heads,
+            value_dim=stream.value_dim,
+            scale=scale,
+            formats=[format_of(dtype) for dtype in dtypes],
+        )
     return result
 
 
@@ -225,12 +231,11 @@ def _rows(query: np.ndarray, heads: int) -> np.ndarray:
     return np.moveaxis(grouped, 2, 1).reshape(heads, T * G, H)
 
 
-def _spread(x: np.ndarray, shape: tuple[int, ...], lead: int, tail: int) -> np.ndarray:
-    """[*lead, B·K, T·G, *tail] -> [*lead, B, T, N, *tail], of so many axes before and after."""
+def _spread(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """[recipe, B·K, T, G] -> [recipe, B, T, N]."""
     B, T, N, _ = shape
-    before, after = x.shape[:lead], x.shape[x.ndim - tail :]
-    split = x.reshape(*before, B, x.shape[lead] // B, T, -1, *after)
-    return np.moveaxis(split, lead + 1, lead + 2).reshape(*before, B, T, N, *after)
+    split = x.reshape(len(x), B, x.shape[1] // B, *x.shape[2:])
+    return np.moveaxis(split, 3, 2).reshape(len(x), B, T, N)
 
 
 def _jobs(

@@ -1,17 +1,20 @@
-"""Numbers that compare one kernel's rows with float64 ones; NumPy, differences in float64.
+"""Numbers that compare one kernel's rows with float64 ones, in float64 throughout.
 
 A row is one query of one head. Every metric is a function of Rows that gives one number per row,
 except nmse_llama, whose sums run over all queries of a head, as in llama.cpp's own test.
 """
 
 import difflib
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-Float64 = NDArray[np.float64]
+Float64 = jax.Array
 
 
 class Rows(NamedTuple):
@@ -22,20 +25,20 @@ class Rows(NamedTuple):
     reference: Float64  # [..., D]
     reference_lse: Float64  # [...]
     error: Float64  # output - reference
-    finite: np.ndarray  # bool [...]: no element of output is inf or nan
+    finite: jax.Array  # bool [...]: no element of output is inf or nan
 
 
 def _dot(a: Float64, b: Float64) -> Float64:
-    return np.einsum("...d,...d->...", a, b)
+    return jnp.sum(a * b, axis=-1)
 
 
 def _ratio(part: Float64, whole: Float64) -> Float64:
     """part / whole; 0 where both are 0 (a row without keys, computed as such)."""
-    return np.where((part == 0.0) & (whole == 0.0), 0.0, part / whole)
+    return jnp.where((part == 0.0) & (whole == 0.0), 0.0, part / whole)
 
 
 def _or_inf(rows: Rows, x: Float64) -> Float64:
-    return np.where(rows.finite, x, np.inf)
+    return jnp.where(rows.finite, x, jnp.inf)
 
 
 def nmse(rows: Rows) -> Float64:
@@ -53,30 +56,30 @@ def nmse_llama(rows: Rows) -> Float64:
     squared, size = _dot(rows.error, rows.error), _dot(rows.output, rows.output)
     if squared.ndim >= 2:  # a row that is not finite makes the sums inf or nan
         squared, size = (x.sum(axis=-2, keepdims=True) for x in (squared, size))
-    per_head = np.where(np.isfinite(squared), _ratio(squared, size), np.inf)
-    return np.broadcast_to(per_head, rows.finite.shape)
+    per_head = jnp.where(jnp.isfinite(squared), _ratio(squared, size), jnp.inf)
+    return jnp.broadcast_to(per_head, rows.finite.shape)
 
 
 def rmse(rows: Rows) -> Float64:
     """sqrt(mean error^2)."""
-    return _or_inf(rows, np.sqrt(_dot(rows.error, rows.error) / rows.error.shape[-1]))
+    return _or_inf(rows, jnp.sqrt(_dot(rows.error, rows.error) / rows.error.shape[-1]))
 
 
 def rel_l2(rows: Rows) -> Float64:
     """||error||_2 / ||reference||_2, the square root of nmse."""
-    return np.sqrt(nmse(rows))
+    return jnp.sqrt(nmse(rows))
 
 
 def rel_l1(rows: Rows) -> Float64:
     """||error||_1 / ||reference||_1."""
     return _or_inf(
-        rows, _ratio(np.abs(rows.error).sum(axis=-1), np.abs(rows.reference).sum(axis=-1))
+        rows, _ratio(jnp.abs(rows.error).sum(axis=-1), jnp.abs(rows.reference).sum(axis=-1))
     )
 
 
 def max_abs(rows: Rows) -> Float64:
     """max |error|."""
-    return _or_inf(rows, np.abs(rows.error).max(axis=-1))
+    return _or_inf(rows, jnp.abs(rows.error).max(axis=-1))
 
 
 def cosine(rows: Rows) -> Float64:
@@ -84,34 +87,35 @@ def cosine(rows: Rows) -> Float64:
 
     Blind to any error that scales the whole row, such as one in l.
     """
-    size = np.sqrt(_dot(rows.output, rows.output) * _dot(rows.reference, rows.reference))
-    both_zero = ~rows.output.any(axis=-1) & ~rows.reference.any(axis=-1)
-    similarity = np.where(both_zero, 1.0, _ratio(_dot(rows.output, rows.reference), size))
-    return np.where(rows.finite, similarity, np.nan)
+    along = _dot(rows.output, rows.reference)
+    squares = _dot(rows.output, rows.output), _dot(rows.reference, rows.reference)
+    both_zero = (squares[0] == 0.0) & (squares[1] == 0.0)
+    similarity = jnp.where(both_zero, 1.0, _ratio(along, jnp.sqrt(squares[0] * squares[1])))
+    return jnp.where(rows.finite, similarity, jnp.nan)
 
 
 def ulps(rows: Rows) -> Float64:
     """max |error| / ulp(reference), the ulp being float16's (2^-24 below its normal range)."""
-    exponent = np.where(rows.reference == 0.0, -14, np.frexp(rows.reference)[1] - 1)
-    ulp = np.ldexp(1.0, np.maximum(exponent, -14) - 10)
-    return _or_inf(rows, (np.abs(rows.error) / ulp).max(axis=-1))
+    exponent = jnp.where(rows.reference == 0.0, -14, jnp.frexp(rows.reference)[1] - 1)
+    ulp = jnp.ldexp(1.0, jnp.maximum(exponent, -14) - 10)
+    return _or_inf(rows, (jnp.abs(rows.error) / ulp).max(axis=-1))
 
 
 def _lse_difference(rows: Rows) -> Float64:
     """lse - reference_lse; 0 where they are equal, both -inf included."""
     same = rows.lse == rows.reference_lse
-    return np.where(same, 0.0, rows.lse - rows.reference_lse)
+    return jnp.where(same, 0.0, rows.lse - rows.reference_lse)
 
 
 def lse_error(rows: Rows) -> Float64:
     """|lse - reference_lse| in nats; inf where lse is inf or nan."""
-    difference = np.abs(_lse_difference(rows))
-    return np.where(np.isnan(difference), np.inf, difference)
+    difference = jnp.abs(_lse_difference(rows))
+    return jnp.where(jnp.isnan(difference), jnp.inf, difference)
 
 
 def bias_l(rows: Rows) -> Float64:
     """Signed relative error of l: exp(lse - reference_lse) - 1; inf for overflow, nan for nan."""
-    return np.expm1(_lse_difference(rows))
+    return jnp.expm1(_lse_difference(rows))
 
 
 def bias_o(rows: Rows) -> Float64:
@@ -121,12 +125,12 @@ def bias_o(rows: Rows) -> Float64:
     """
     along = _dot(rows.error, rows.reference)  # no cancellation, unlike the quotient minus 1
     bias = _ratio(along, _dot(rows.reference, rows.reference))
-    return np.where(rows.finite, bias, np.nan)
+    return jnp.where(rows.finite, bias, jnp.nan)
 
 
 def nonfinite(rows: Rows) -> Float64:
     """1 if any element of the row is inf or nan, else 0."""
-    return np.where(rows.finite, 0.0, 1.0)
+    return jnp.where(rows.finite, 0.0, 1.0)
 
 
 METRICS: Mapping[str, Callable[[Rows], Float64]] = {
@@ -175,7 +179,8 @@ def measure(
 
     Args:
       names: of METRICS.
-      output: [..., D], any float dtype, widened exactly; [..., T, N, D] for nmse_llama.
+      output: [..., D], any float dtype, NumPy's or jax's, widened exactly; [..., T, N, D] for
+        nmse_llama.
       lse: [...], the kernel's log-sum-exp in nats.
       reference: float64, broadcastable to output (several recipes share one); finite.
       reference_lse: float64, broadcastable to lse.
@@ -188,20 +193,38 @@ def measure(
       ValueError: an unknown name, or shapes that do not fit.
     """
     names = check_names(names)
-    wide, wide_lse = (np.asarray(x).astype(np.float64) for x in (output, lse))
-    if wide.ndim == 0 or wide.shape[-1] == 0 or wide_lse.shape != wide.shape[:-1]:
-        raise ValueError(
-            f"output must be [..., D] and lse [...], got {wide.shape} and {wide_lse.shape}"
-        )
+    shape, rows = np.shape(output), np.shape(lse)
+    if len(shape) == 0 or shape[-1] == 0 or rows != shape[:-1]:
+        raise ValueError(f"output must be [..., D] and lse [...], got {shape} and {rows}")
+    exact = np.asarray(reference, np.float64), np.asarray(reference_lse, np.float64)
     try:
-        exact = np.broadcast_to(np.asarray(reference, np.float64), wide.shape)
-        exact_lse = np.broadcast_to(np.asarray(reference_lse, np.float64), wide_lse.shape)
+        fits = np.broadcast_shapes(exact[0].shape, shape) == shape
+        fits = fits and np.broadcast_shapes(exact[1].shape, rows) == rows
     except ValueError:
+        fits = False
+    if not fits:
         raise ValueError(
-            f"reference and reference_lse must broadcast to {wide.shape} and {wide_lse.shape},"
-            f" got {np.shape(reference)} and {np.shape(reference_lse)}"
-        ) from None
-    with np.errstate(all="ignore"):
-        finite = np.asarray(np.isfinite(wide).all(axis=-1))
-        rows = Rows(wide, wide_lse, exact, exact_lse, wide - exact, finite)
-        return {name: METRICS[name](rows).astype(np.float32) for name in names}
+            f"reference and reference_lse must broadcast to {shape} and {rows},"
+            f" got {exact[0].shape} and {exact[1].shape}"
+        )
+    with jax.enable_x64(True):
+        return jax.tree.map(np.asarray, _measure(names, output, lse, *exact))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _measure(
+    names: tuple[str, ...],
+    output: jax.Array,
+    lse: jax.Array,
+    reference: Float64,
+    reference_lse: Float64,
+) -> dict[str, jax.Array]:
+    if output.ndim > reference.ndim:  # one of the recipes at a time: its rows stay in cache
+        each = functools.partial(_measure, names, reference=reference, reference_lse=reference_lse)
+        return jax.lax.map(lambda one: each(*one), (output, lse))
+    finite = jnp.isfinite(output).all(axis=-1)
+    output, lse = output.astype(jnp.float64), lse.astype(jnp.float64)
+    reference = jnp.broadcast_to(reference, output.shape)
+    reference_lse = jnp.broadcast_to(reference_lse, lse.shape)
+    rows = Rows(output, lse, reference, reference_lse, output - reference, finite)
+    return {name: METRICS[name](rows).astype(jnp.float32) for name in names}

@@ -7,11 +7,13 @@ a compilation of their own.
 
 import functools
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from threadpoolctl import ThreadpoolController
 
 from jaxattn import online_softmax, reference, scores, tiles
 from jaxattn.attention import storage, traced
@@ -20,7 +22,7 @@ from jaxattn.lanes import Lanes, random_keys, weave
 from jaxattn.recipe import Recipe
 
 PIECE_KEYS = 2**14
-Outcome = tuple[np.ndarray, np.ndarray, np.ndarray]
+AHEAD = 4  # pieces that may wait for the reference
 
 
 class Reader:
@@ -51,13 +53,27 @@ class Reader:
 
 
 class Exact:
-    """Reference outputs at ascending contexts: a state that takes in the keys as passes go."""
+    """Reference outputs at ascending contexts: a state that takes in the keys as passes go.
+
+    It has a thread of its own, and NumPy's products have no other: those of OpenBLAS wait for each
+    other without rest, and XLA's for them.
+    """
 
     def __init__(self, reader: Reader, query: np.ndarray, contexts: list[int]) -> None:
         self.reader, self.query, self.contexts = reader, query, contexts
         self.state: reference.State | None = None
         self.at = 0
-        self.known: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self.waiting: list[Future] = []
+        self.known: dict[int, Future] = {}
+
+    def __enter__(self) -> "Exact":
+        self.worker = ThreadPoolExecutor(1, "reference")
+        self.limit = _threads().limit(limits=1, user_api="blas")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.worker.shutdown(cancel_futures=True)
+        self.limit.restore_original_limits()
 
     def advance(self, position: int) -> None:
         """Takes in whole pages, and what leads up to a context, as far as `position`."""
@@ -65,15 +81,27 @@ class Exact:
             end = min(self.at - self.at % PIECE_KEYS + PIECE_KEYS, stop)
             if end > position:
                 return
-            self.state = reference.extend(self.state, self.query, *self.reader.read(self.at, end))
-            self.at = end
+            piece = self.worker.submit(self._extend, *self.reader.read(self.at, end), end == stop)
             if end == stop:
-                self.known[stop] = reference.finish(self.state)
+                self.known[stop] = piece
+            self.waiting.append(piece)
+            if len(self.waiting) > AHEAD:
+                self.waiting.pop(0).result()
+            self.at = end
+
+    def _extend(self, key: np.ndarray, value: np.ndarray, finish: bool) -> Any:
+        self.state = reference.extend(self.state, self.query, key, value)
+        return reference.finish(self.state) if finish else None
 
     def __call__(self, context: int) -> tuple[np.ndarray, np.ndarray]:
         """(output [K, R, D], log-sum-exp [K, R]) in float64 over the first `context` keys."""
         self.advance(context)
-        return self.known[context]
+        return self.known[context].result()
+
+
+@functools.cache
+def _threads() -> ThreadpoolController:
+    return ThreadpoolController()
 
 
 class Job(NamedTuple):
@@ -83,6 +111,16 @@ class Job(NamedTuple):
     recipes: list[Recipe]
     tile: tiles.Tile
     contexts: list[int]
+
+
+class Outcome(NamedTuple):
+    """result [lanes, K, T, G, D], log-sum-exp [lanes, K, T, G] and the lost share of l likewise, on
+    the device; recipes: the lane of each recipe."""
+
+    result: jax.Array
+    lse: jax.Array
+    lost: jax.Array
+    recipes: np.ndarray
 
 
 def run(
@@ -96,8 +134,7 @@ def run(
 ) -> Iterator[tuple[int, int | None, Outcome | None]]:
     """Walks the keys, yielding (key that is needed next, None, None), or (.., context, outcome).
 
-    rows: [K, R, H], of `group` heads each in turn. An outcome is (result [recipe, K, R, D],
-    log-sum-exp [recipe, K, R], lost share of l likewise).
+    rows: [K, R, H], R = T·G, of `group` heads each in turn.
     """
     structure = job.recipes[0]
     lanes, f = _woven(tuple(job.recipes), tuple(formats))
@@ -110,9 +147,8 @@ def run(
     def conclude(parts: list[Any]) -> Outcome:
         with storage(structure.storage):
             carry = functools.reduce(functools.partial(_merge, lanes), parts)
-            result, lse, lost = (np.moveaxis(np.asarray(x), 1, 0) for x in _finish(lanes, f, carry))
-        chosen = np.array(lanes.recipes)
-        return result[chosen], lse[chosen], lost[chosen]
+            result, lse, lost = _finish(lanes, f, carry, group)
+        return Outcome(result, lse, lost, np.array(lanes.recipes))
 
     if structure.split_kv == 1 and structure.kv_order == "forward":
         for at, context, carry in segment(0, job.contexts):
@@ -162,8 +198,8 @@ def _segment(
         low, high = int(some.min()), min(int(some[some < stop].max()) + tile.kv_block, stop)
         yield low, None, None
         with storage(lanes.structure.storage):
-            laid = (jnp.asarray(x) for x in _lay(reader.read(low, high), some, low, tile))
-            tape = (*laid, jnp.asarray(some), np.int32(tile.kv_block), np.int32(number + first))
+            tape = jax.device_put((*_lay(reader.read(low, high), some, low, tile), some))
+            tape += np.int32(tile.kv_block), np.int32(number + first)
 
         def advance(carry: Any, begin: int, end: int, limit: int, tape: Any = tape) -> Any:
             bounds = (np.int32(begin), np.int32(end), np.int32(limit))
@@ -239,9 +275,10 @@ def _advance(
     return jax.lax.fori_loop(begin, end, body, carry)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _finish(lanes: Lanes, f: Any, carry: Any) -> tuple[jax.Array, ...]:
-    return jax.vmap(lambda carry: online_softmax.finish(lanes, f, carry))(carry)
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _finish(lanes: Lanes, f: Any, carry: Any, group: int) -> tuple[jax.Array, ...]:
+    finish = jax.vmap(functools.partial(online_softmax.finish, lanes, f), out_axes=1)
+    return tuple(x.reshape(*x.shape[:2], -1, group, *x.shape[3:]) for x in finish(carry))
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -36,7 +36,7 @@ def lattice(base):
 
 
 def outcomes(recipes, queries, contexts=CONTEXTS):
-    """context -> (result, log-sum-exp, lost share of l), each [recipe, K, queries, ...]."""
+    """context -> (result, log-sum-exp, lost share of l), each [recipe, K, queries, 1, ...]."""
     rng = np.random.default_rng(0)
     rows = rng.standard_normal((K, queries, H), np.float32)
     key = rng.standard_normal((1, S, K, H), np.float32).astype(np.float16)
@@ -45,7 +45,11 @@ def outcomes(recipes, queries, contexts=CONTEXTS):
     job = passes.Job(list(range(len(recipes))), list(recipes), tile, list(contexts))
     formats = [format_of(dtype) for dtype in (np.float32, np.float16, np.float16)]
     steps = passes.run(job, passes.Reader(_Arrays(key, value)), rows, 1, D, H**-0.5, formats)
-    return {context: outcome for _, context, outcome in steps if outcome is not None}
+    return {
+        context: tuple(np.asarray(x)[outcome.recipes] for x in outcome[:3])
+        for _, context, outcome in steps
+        if outcome is not None
+    }
 
 
 def assert_alone_equals_together(recipes, chosen, queries, contexts=CONTEXTS):
@@ -174,11 +178,26 @@ class TestSharing:
         assert lanes.count("y") == 2 and lanes.recipes == (0, 0, 1)
 
     def test_sites_that_no_lane_rounds_are_left_out(self):
-        assert weave([Recipe()])[0].active == frozenset()
-        assert weave([Recipe(), Recipe(probs="float16")])[0].active == {"probs"}
+        def ways(*recipes, inputs="float32"):
+            lanes, _ = weave(recipes, *(format_of(inputs),) * 3)
+            return {site: way for site, way in lanes.way.items() if way != "not"}
+
+        assert ways(Recipe()) == {}
+        assert ways(Recipe(), Recipe(probs="float16")) == {"probs": "half or not"}
         narrow = Recipe(query="float16", key="bfloat16")
-        lanes, _ = weave([narrow], *(format_of("float16"),) * 3)
-        assert lanes.active == {"key"}  # a float16 query is what it is
+        assert ways(narrow, inputs="float16") == {"key": "common"}  # float16 is what it is
+
+    def test_the_cheapest_way_that_holds_for_all_lanes(self):
+        def way(*formats, storage="float32"):
+            recipes = [Recipe(probs=format, storage=storage) for format in formats]
+            return weave(recipes)[0].way["probs"]
+
+        assert way("float16") == "half"
+        assert way("float16", "float32") == "half or not"
+        assert way("float16", "bfloat16", "fp22", "float32", "e4m3fn", "e5m2:sat") == "common"
+        for other in ("float16:ftz", "float16:rz", "float16:odd", "float16:floor", "float16:sr"):
+            assert way("float16", other) == "any"
+        assert way("float16", storage="float64") == "any"
 
     def test_take(self):
         lanes, _ = weave([Recipe(running_sum=l, output=o) for l in FORMATS for o in FORMATS])
