@@ -83,11 +83,10 @@ def step(
     a = round("a", "rescale", a)
     b = round("b", "output_rescale", take("b", "a", a))
 
+    parts = _parts(lanes, f, p, round("v", "value", value[None]))
     live = jnp.any(valid, axis=-1)
-    v = round("v", "value", value[None])
-    l, lost = _running_sum(lanes, f, carry, a, r, live, random)
-    o = _output(lanes, f, carry, b, l, p, v, live, random)
-    return Carry(m[..., -1], l[..., -1], o, lost)
+    l, o, lost = _accumulate(lanes, f, carry, a, b, r, parts, live, random)
+    return Carry(m[..., -1], l, o, lost)
 
 
 def _probs(lanes: Lanes, round: Any, e: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -132,97 +131,92 @@ def _exp(lanes: Lanes, f: Traced, round: Any, quantity: str, difference: jax.Arr
     return EXPONENTIALS[name][0](x)
 
 
-def _blocks_first(x: jax.Array) -> jax.Array:
-    return jnp.moveaxis(x, -1, 0)
+def _parts(lanes: Lanes, f: Traced, p: jax.Array, v: jax.Array) -> tuple[jax.Array, ...]:
+    """What o gains, by block and step: p [lanes, R, n, w], v [lanes, n, w, D] ->
+    p·v [n, steps, lanes, R, D], or p [n, steps, lanes, R] and v [n, steps, lanes, D].
+
+    Where a step is a key there is no contraction to make: p·v belongs to the addition, as one FMA
+    where the host has it, as in the kernels that round at every key.
+    """
+    p, v = lanes.take("w", "p", p), lanes.take("w", "v", v)
+    blocks, width = p.shape[2:]
+    every = lanes.structure.output_every or width
+    if every == 1 and not lanes.structure.narrow_pv:
+        return jnp.moveaxis(p, (2, 3), (0, 1)), jnp.moveaxis(v, (1, 2), (0, 1))
+    p = p.reshape(*p.shape[:2], -1, every)
+    v = v.reshape(v.shape[0], -1, every, v.shape[-1])
+    pv = jnp.moveaxis(_products(lanes, f, p, v), 1, 0)
+    return (pv.reshape(blocks, -1, *pv.shape[1:]),)
 
 
-def _keys(random: jax.Array | None, count: int) -> jax.Array | None:
-    return None if random is None else jax.random.split(random, count)
-
-
-def _running_sum(
+def _accumulate(
     lanes: Lanes,
     f: Traced,
     carry: Carry,
     a: jax.Array,
+    b: jax.Array,
     r: jax.Array,
+    parts: tuple[jax.Array, ...],
     live: jax.Array,
     random: jax.Array | None,
-) -> tuple[jax.Array, jax.Array]:
-    """l after each block [lanes, R, n], and lost after the last: a, r [lanes, R, n]; a dead block
-    leaves both alone."""
-    a, r = lanes.take("l", "a", a), lanes.take("l", "r", r)
+) -> tuple[jax.Array, ...]:
+    """l, o and lost after the tile's blocks: a, b, r [lanes, R, n] and `_parts`.
 
-    def add(l: jax.Array, block: Any) -> tuple[jax.Array, jax.Array]:
-        a, r, live, random = block
-        round = rounder(lanes, f, random)
-        scaled = round("l", "rescaled_sum", a * l)
-        return (jnp.where(live, round("l", "running_sum", scaled + r), l),) * 2
+    A dead block leaves all of them alone.
+    """
+    take = lanes.take
+    a, b, r = take("l", "a", a), take("o", "b", b), take("l", "r", r)
+    keys = None if random is None else jax.random.split(random, parts[0].shape[:2])
 
-    blocks = (_blocks_first(a), _blocks_first(r), live, _keys(random, len(live)))
-    l = jnp.moveaxis(jax.lax.scan(add, carry.l, blocks)[1], 0, -1)
-    after = jax.lax.stop_gradient(l)
-    before = jnp.concatenate([carry.l[..., None], after[..., :-1]], axis=-1)
-    unmoved = (after == rounder(lanes, f, random)("l", "rescaled_sum", a * before)) & (r > 0)
-    share = jnp.where(unmoved & live[None, None], r / jnp.maximum(after, r), jnp.zeros_like(r))
-    return l, carry.lost + jax.lax.stop_gradient(contraction.total(share))
+    def block(carry: Any, x: Any) -> tuple[Any, jax.Array]:
+        (l, o), (a, b, r, parts, live, keys) = carry, x
+        round = rounder(lanes, f, None if keys is None else keys[0])
+        l_next = round("l", "running_sum", round("l", "rescaled_sum", a * l) + r)
+        y = None
+        if lanes.structure.normalise == "blocks":
+            before, after = take("o", "l", l), take("o", "l", l_next)
+            y = round("o", "inverse", 1 / jnp.where(after == 0, jnp.ones_like(after), after))
+            b = b * before * y
+
+        def add(o: jax.Array, x: Any) -> tuple[jax.Array, None]:
+            parts, key = x
+            round = rounder(lanes, f, key)
+            own = [take("o", "w", part) for part in parts]
+            pv = own[0] if len(own) == 1 else own[0][..., None] * own[1][:, None]
+            if y is not None:
+                pv = round("o", "rescaled_output", y[..., None] * pv)
+            return round("o", "output", o + pv), None
+
+        o_next = round("o", "rescaled_output", b[..., None] * o)
+        if len(parts[0]) == 1:
+            o_next = add(o_next, jax.tree.map(lambda x: x[0], (parts, keys)))[0]
+        else:
+            o_next = jax.lax.scan(add, o_next, (parts, keys))[0]
+        l, o = jnp.where(live, l_next, l), jnp.where(live, o_next, o)
+        return (l, o), l
+
+    blocks = (*(jnp.moveaxis(x, -1, 0) for x in (a, b, r)), parts, live, keys)
+    (l, o), after = jax.lax.scan(block, (carry.l, carry.o), blocks)
+    return l, o, carry.lost + _lost(lanes, f, carry.l, a, r, after, live, random)
 
 
-def _output(
+def _lost(
     lanes: Lanes,
     f: Traced,
-    carry: Carry,
-    b: jax.Array,
     l: jax.Array,
-    p: jax.Array,
-    v: jax.Array,
+    a: jax.Array,
+    r: jax.Array,
+    after: jax.Array,
     live: jax.Array,
     random: jax.Array | None,
 ) -> jax.Array:
-    """o after the tile's blocks: b, l [lanes, R, n], p [lanes, R, n, w], v [lanes, n, w, D]."""
-    every = lanes.structure.output_every
-    width = p.shape[-1]
-    steps = width // every if every else 1
-    # A block's first step rescales o; the others of it only add.
-    first = jnp.tile(jnp.arange(steps) == 0, len(live))
-    live = jnp.repeat(live, steps)
-    b, y = lanes.take("o", "b", b), None
-    if lanes.structure.normalise == "blocks":
-        before = jnp.concatenate([carry.l[..., None], l[..., :-1]], axis=-1)
-        before, l = lanes.take("o", "l", before), lanes.take("o", "l", l)
-        y = rounder(lanes, f)("o", "inverse", 1 / jnp.where(l == 0, jnp.ones_like(l), l))
-        b, y = b * before * y, _blocks_first(y)
-    b = jnp.repeat(_blocks_first(b), steps, axis=0)
-    p, v = lanes.take("w", "p", p), lanes.take("w", "v", v)
-    by_key = every == 1 and not lanes.structure.narrow_pv
-    if by_key:
-        # No contraction to make: p·v of one key belongs to the addition, as one FMA where the
-        # host has it, as in the kernels that round at every key.
-        parts: Any = (
-            jnp.moveaxis(p.reshape(*p.shape[:2], -1), -1, 0),
-            jnp.moveaxis(v.reshape(v.shape[0], -1, v.shape[-1]), 1, 0),
-        )
-    else:
-        p = p.reshape(*p.shape[:2], -1, every or width)
-        v = v.reshape(v.shape[0], -1, every or width, v.shape[-1])
-        parts = jnp.moveaxis(_products(lanes, f, p, v), 1, 0)
-
-    def add(o: jax.Array, part: Any) -> tuple[jax.Array, None]:
-        b, y, parts, first, live, random = part
-        round = rounder(lanes, f, random)
-        scaled = round("o", "rescaled_output", b[..., None] * o)
-        start = scaled if steps == 1 else jnp.where(first, scaled, o)
-        if by_key:
-            p, v = parts
-            pv = lanes.take("o", "w", p)[..., None] * lanes.take("o", "w", v)[:, None]
-        else:
-            pv = lanes.take("o", "w", parts)
-        if y is not None:
-            pv = round("o", "rescaled_output", y[..., None] * pv)
-        return jnp.where(live, round("o", "output", start + pv), o), None
-
-    scanned = (b, y, parts, first, live, _keys(random, len(live)))
-    return jax.lax.scan(add, carry.o, scanned)[0]
+    """The weight that a tile's blocks lose for moving nothing: l before them, `after` [n, lanes, R]
+    after each."""
+    after = jax.lax.stop_gradient(jnp.moveaxis(after, 0, -1))
+    before = jnp.concatenate([l[..., None], after[..., :-1]], axis=-1)
+    unmoved = (after == rounder(lanes, f, random)("l", "rescaled_sum", a * before)) & (r > 0)
+    share = jnp.where(unmoved & live[None, None], r / jnp.maximum(after, r), jnp.zeros_like(r))
+    return jax.lax.stop_gradient(contraction.total(share))
 
 
 def _products(lanes: Lanes, f: Traced, p: jax.Array, v: jax.Array) -> jax.Array:
