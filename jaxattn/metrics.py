@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Float64 = jax.Array
+IN_CACHE = 2**18  # elements
 
 
 class Rows(NamedTuple):
@@ -219,9 +220,10 @@ def _measure(
     reference: Float64,
     reference_lse: Float64,
 ) -> dict[str, jax.Array]:
-    if output.ndim > reference.ndim:  # one of the recipes at a time: its rows stay in cache
+    if output.ndim > reference.ndim:  # a few of the recipes at a time: their rows stay in cache
         each = functools.partial(_measure, names, reference=reference, reference_lse=reference_lse)
-        return jax.lax.map(lambda one: each(*one), (output, lse))
+        some = max(1, IN_CACHE // max(1, reference.size))
+        return jax.lax.map(lambda one: each(*one), (output, lse), batch_size=some)
     finite = jnp.isfinite(output).all(axis=-1)
     output, lse = output.astype(jnp.float64), lse.astype(jnp.float64)
     reference = jnp.broadcast_to(reference, output.shape)

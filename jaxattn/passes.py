@@ -22,7 +22,7 @@ from jaxattn.lanes import Lanes, random_keys, weave
 from jaxattn.recipe import Recipe
 
 PIECE_KEYS = 2**14
-AHEAD = 4  # pieces that may wait for the reference
+AHEAD = 2  # pages that may wait for the reference
 
 
 class Reader:
@@ -63,7 +63,7 @@ class Exact:
         self.reader, self.query, self.contexts = reader, query, contexts
         self.state: reference.State | None = None
         self.at = 0
-        self.waiting: list[Future] = []
+        self.waiting: list[tuple[int, Future]] = []
         self.known: dict[int, Future] = {}
 
     def __enter__(self) -> "Exact":
@@ -84,10 +84,10 @@ class Exact:
             piece = self.worker.submit(self._extend, *self.reader.read(self.at, end), end == stop)
             if end == stop:
                 self.known[stop] = piece
-            self.waiting.append(piece)
-            if len(self.waiting) > AHEAD:
-                self.waiting.pop(0).result()
+            self.waiting.append((end, piece))
             self.at = end
+            while self.waiting[0][0] <= end - AHEAD * PIECE_KEYS:
+                self.waiting.pop(0)[1].result()
 
     def _extend(self, key: np.ndarray, value: np.ndarray, finish: bool) -> Any:
         self.state = reference.extend(self.state, self.query, key, value)
@@ -306,6 +306,7 @@ def run_all(
         walks = {i: run(job, reader, **shared) for i, job in enumerate(group)}
         at = dict.fromkeys(walks, 0)
         while walks:
+            exact.advance(min(at.values()) + PIECE_KEYS)  # beside the walk over the same keys
             i = min(walks, key=lambda i: at[i])
             for position, context, outcome in walks[i]:
                 if outcome is not None and context is not None:
@@ -316,7 +317,6 @@ def run_all(
                 break
             else:
                 del walks[i], at[i]
-            exact.advance(min(at.values(), default=0))
             reader.forget(min([*at.values(), exact.at], default=0))
             if progress is not None:
                 progress(min(done, total), total)
