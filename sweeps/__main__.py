@@ -13,6 +13,8 @@ from typing import Annotated, Any, NoReturn, cast
 
 import typer
 
+from sweeps.faults import FAILURES, reason
+
 STUDIES = {  # modules that hold FULL and QUICK
     "hexagon": "sweeps.hexagon",
     "atlas": "sweeps.atlas",
@@ -135,13 +137,22 @@ def _carry_out(work: Any, root: Path) -> None:
             with running.Progress() as progress:
                 work.compute(store, finished, origin, progress)
         except KeyboardInterrupt:
-            kept = sum(store.path(part["key"]).exists() for part in work.parts)
-            _note(
-                f"interrupted: {kept} of {len(work.parts)} parts are kept in {root}; "
-                f"the same command again goes on from there"
-            )
+            _note(f"interrupted: {_kept(work, root)}")
             raise typer.Exit(130) from None
+        except FAILURES as error:
+            if (why := reason(error)) is None:
+                raise
+            _note(f"sweeps: {why}; {_kept(work, root)}")
+            raise typer.Exit(1) from None
         _print_tables(root)
+
+
+def _kept(work: Any, root: Path) -> str:
+    kept = sum((root / f"{part['key']}.parquet").exists() for part in work.parts)
+    return (
+        f"{kept} of {len(work.parts)} parts are kept in {root}; "
+        "the same command again goes on from there"
+    )
 
 
 @app.command()
@@ -166,9 +177,10 @@ def _print_tables(root: Path) -> None:
 
     manifest, stored = read_rows(root)
     done = sum((root / f"{part['key']}.parquet").is_file() for part in manifest["parts"])
+    study = _study(manifest["study"], quick=False)
     try:
-        text = _study(manifest["study"], quick=False).text(stored.to_pandas(), manifest)
-    except (KeyError, TypeError, AttributeError) as error:
+        text = study.text(stored.to_pandas(), manifest)
+    except (LookupError, ValueError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{root}: rows and manifest are not those of one study ({error!r}); the same `run` "
             "again rebuilds the manifest"
@@ -204,8 +216,10 @@ def main() -> None:
         _fail(error, 2)
     except (typer.Abort, KeyboardInterrupt):
         _fail("interrupted; finished parts are kept", 130)
-    except (OSError, MemoryError) as error:
-        _fail(error, 1)
+    except FAILURES as error:
+        if (why := reason(error)) is None:
+            raise
+        _fail(why, 1)
 
 
 if __name__ == "__main__":

@@ -56,6 +56,11 @@ def read_manifest(root: Path) -> dict[str, Any]:
         ) from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise StoreError(f"{path}: not a manifest of {FORMAT!r}")
+    for field, kind in (("study", str), ("parts", list)):
+        if not isinstance(manifest.get(field), kind):
+            raise StoreError(
+                f"{path}: says no {field}; the same `run` again rebuilds it, the parts are kept"
+            )
     return manifest
 
 
