@@ -6,6 +6,7 @@ from typing import Any
 
 from sweeps import plan
 from sweeps.keys import sources_hash
+from sweeps.processes import Place
 from sweeps.run import Progress, describe_inputs, describe_rules, run_jobs
 from sweeps.store import Store
 from sweeps.work import Finished, Work
@@ -39,9 +40,13 @@ def work_of(
     parts = [part for job in jobs for part in job.parts]
 
     def compute(
-        store: Store, finished: Finished, origin: Mapping[str, Any], progress: Progress
+        store: Store,
+        finished: Finished,
+        origin: Mapping[str, Any],
+        progress: Progress,
+        place: Place,
     ) -> None:
-        run_jobs(jobs, store, finished, origin, progress)
+        run_jobs(jobs, store, finished, origin, progress, place)
 
     work = Work(
         study=study.name,
