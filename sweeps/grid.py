@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from sweeps import plan
+from sweeps.estimate import estimate, free_memory, refuse
 from sweeps.keys import sources_hash
 from sweeps.processes import Place
 from sweeps.run import Progress, describe_inputs, describe_rules, run_jobs
@@ -24,7 +25,7 @@ def work_of(
 ) -> tuple[Work, list[str]]:
     """The study's work as the options change it, and notes for the user.
 
-    Raises ValueError where the options do not fit.
+    Raises ValueError where the options do not fit, or the memory does not suffice.
     """
     import jaxattn
 
@@ -37,6 +38,7 @@ def work_of(
     labels = list(dict.fromkeys(source.label for source in sources))
     numbers = sources_hash(Path(jaxattn.__file__).parent)
     jobs = plan.jobs_of(study, by_name, sources, numbers)
+    refuse(estimate(jobs), free_memory())
     parts = [part for job in jobs for part in job.parts]
 
     def compute(

@@ -15,6 +15,7 @@ from typing import Any, TextIO
 import numpy as np
 import pyarrow as pa
 
+from sweeps.estimate import LONG, duration, estimate
 from sweeps.plan import TILE_KEYS, Inputs, Job, Part, share_of, without
 from sweeps.processes import Place
 from sweeps.store import Store
@@ -168,6 +169,8 @@ def run_jobs(
 
     todo = [job for job in (without(job, finished) for job in jobs) if job.parts]
     todo = share_of(todo, place.index, place.count)
+    if (expected := estimate(todo)).seconds >= LONG:
+        progress.say(f"this takes {expected}, to the order of magnitude")
     progress.plan([job.cost for job in todo])
     with Interrupts() as interrupts:
 
@@ -232,7 +235,7 @@ class Progress:
     ) -> None:
         self.stream, self.clock, self.name = stream or sys.stderr, clock, name
         self.weights: list[int] = []
-        self.job, self.label, self.started = 0, "", 0.0
+        self.job, self.label, self.started, self.begun = 0, "", 0.0, 0.0
         self.bar: Any = None
 
     def __enter__(self) -> "Progress":
@@ -263,8 +266,11 @@ class Progress:
         if self.bar is not None:
             self.bar.stop()
 
+    def say(self, line: str) -> None:
+        print(f"{self.name}{line}", file=self.stream, flush=True)
+
     def plan(self, weights: Sequence[int]) -> None:
-        self.weights = list(weights)
+        self.weights, self.begun = list(weights), self.clock()
         if self.bar is not None:
             self.bar.add_task("starting", total=max(1, sum(weights)))
 
@@ -284,6 +290,8 @@ class Progress:
         self.keys(1, 1)
         self.job += 1
         if self.bar is None:
-            seconds = self.clock() - self.started
-            count = f"{self.name}[{self.job}/{len(self.weights)}]"
-            print(f"{count} {self.label} in {seconds:.1f} s", file=self.stream, flush=True)
+            now, done = self.clock(), sum(self.weights[: self.job])
+            left = (now - self.begun) * (sum(self.weights) - done) / max(1, done)
+            more = f", about {duration(left)} left" if left >= LONG else ""
+            count = f"[{self.job}/{len(self.weights)}]"
+            self.say(f"{count} {self.label} in {now - self.started:.1f} s{more}")
