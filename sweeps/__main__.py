@@ -1,7 +1,8 @@
 """`python -m sweeps list | run STUDY | show DIR`: parses and prints; the rest of sweeps works.
 
 Exit codes: 0 when the command completed, 2 for bad input (one line; nothing was computed),
-1 when the machine failed it (disk full, no memory), 130 after Ctrl-C (finished parts are kept).
+1 when the machine failed it (disk full, no memory, a process lost), 130 after Ctrl-C; finished
+parts are kept.
 """
 
 import importlib
