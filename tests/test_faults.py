@@ -2,8 +2,10 @@
 
 import errno
 import json
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -179,3 +181,77 @@ def finished(tmp_path_factory):
     command = [sys.executable, "-m", "sweeps", *SMALL, "--inputs", "flat", "--no-figures"]
     subprocess.run([*command, "--out", str(root)], cwd=ROOT, check=True, capture_output=True)
     return root
+
+
+# death at any moment
+
+
+TINY = ["hexagon", "--recipes", "metal,float32,hexagon-hvx", "--max-context", "512", "--seeds", "8"]
+TINY += ["--inputs", "gaussian,flat,sink", "--no-figures"]
+PARTS = 3 * 8 * 3
+
+
+def begun(process: subprocess.Popen[str], root: Path, before: float) -> float:
+    """Seconds until the process has written its manifest, newer than one of time `before`."""
+    start = time.monotonic()
+    while process.poll() is None and written(root) <= before:
+        time.sleep(0.005)
+    return time.monotonic() - start
+
+
+def written(root: Path) -> float:
+    manifest = root / store.MANIFEST
+    return manifest.stat().st_mtime if manifest.exists() else 0.0
+
+
+@pytest.mark.slow
+def test_rows_survive_death_at_twenty_moments(tmp_path):
+    """SIGKILL while a run starts (5) and computes (15): what was finished stays, nothing doubles.
+
+    Every third run goes on in a directory where others were killed before it.
+    """
+    cache = {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+    }
+
+    def start(root: Path) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "sweeps", "run", *TINY, "--out", str(root)]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(
+            command, cwd=ROOT, env=os.environ | cache, stdout=pipe, stderr=pipe, text=True
+        )
+
+    def finish(process: subprocess.Popen[str]) -> str:
+        _, err = process.communicate()
+        assert process.returncode == 0, err
+        return err
+
+    finish(start(tmp_path / "cold"))
+    process, clock = start(tmp_path / "undisturbed"), time.monotonic()
+    starting = begun(process, tmp_path / "undisturbed", 0.0)
+    finish(process)
+    computing = time.monotonic() - clock - starting
+    undisturbed = rows_in(tmp_path / "undisturbed")
+    rng, kept = np.random.default_rng(0), []
+    for i in range(20):
+        root = tmp_path / (f"fresh{i}" if i % 3 else "again")
+        before, process = written(root), start(root)
+        if i < 5:
+            time.sleep((i + rng.random()) / 5 * starting)
+        else:
+            begun(process, root, before)
+            time.sleep((i - 5 + rng.random()) / 15 * computing)
+        process.kill()
+        process.communicate()
+        parts = list(root.glob("*.parquet"))
+        assert all(store.read_provenance(path) for path in parts)
+        kept.append(len(parts))
+        if i % 3 or i == 18:
+            err = finish(start(root))
+            assert not parts or f"{len(parts)} of {PARTS} parts are finished already" in err
+            pd.testing.assert_frame_equal(rows_in(root), undisturbed, check_exact=True)
+            assert whole(root) and len(list(root.glob("*.parquet"))) == PARTS
+    print(f"{starting:.1f} s to start, {computing:.1f} s to compute; kept of {PARTS}: {kept}")
+    assert len({count for count in kept if 0 < count < PARTS}) > 3
