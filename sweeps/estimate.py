@@ -5,6 +5,7 @@ terms are one compiled step's scores and weights, the float64 outputs that a con
 taken of, and the keys that each pass over them holds.
 """
 
+import functools
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 from sweeps.plan import TILE_KEYS, Job
 
 PAGE_KEYS = 2**14  # that a pass holds at a time
+PIECE_KEYS = 2048  # that the reference takes at a time
 TILE_ARRAYS = 5  # arrays of the size of a tile's scores that a step has at once
 OUTPUT_ARRAYS = 5  # float64 arrays of the size of the outputs that errors are taken of
 ROW_BYTES = 6 * 4 + 2  # the metrics and flags of one recipe, context and query row
@@ -40,7 +42,7 @@ class Estimate(NamedTuple):
 def estimate(jobs: Iterable[Job]) -> Estimate:
     """Of jobs one after another."""
     jobs = list(jobs)
-    programs = {structure for job in jobs for structure in _structures(job)}
+    programs = {structure for job in jobs for structure in _structures(_recipes(job))}
     return Estimate(
         max((_memory(job) for job in jobs), default=0),
         COMPILING * len(programs) + sum(_work(job) for job in jobs) / SPEED,
@@ -78,26 +80,47 @@ def free_memory() -> int:
     return max(0, min(free))
 
 
-def _structures(job: Job) -> dict[Any, list[Any]]:
-    """The job's recipes by what makes them one compiled program."""
+def _recipes(job: Job) -> tuple[Any, ...]:
+    return tuple(part.recipe for part in job.parts)
+
+
+@functools.lru_cache(maxsize=64)  # the jobs of a study are of the same recipes
+def _structures(recipes: tuple[Any, ...]) -> dict[Any, list[Any]]:
+    """Recipes by what makes them one compiled program."""
     from jaxattn.lanes import structure_of
 
     groups: dict[Any, list[Any]] = {}
-    for part in job.parts:
-        groups.setdefault(structure_of(part.recipe), []).append(part.recipe)
+    for recipe in recipes:
+        groups.setdefault(structure_of(recipe), []).append(recipe)
     return groups
 
 
 def _memory(job: Job) -> int:
+    query, inputs = job.inputs.arrays[0], job.inputs
+    sizes = (np.shape(query), inputs.heads, inputs.value_dim, query.dtype.itemsize)
+    return _bytes(_recipes(job), job.contexts, *sizes)
+
+
+@functools.lru_cache(maxsize=64)
+def _bytes(
+    recipes: tuple[Any, ...],
+    C: tuple[int, ...],
+    shape: tuple[int, ...],
+    heads: int,
+    D: int,
+    itemsize: int,
+) -> int:
     from jaxattn.tiles import tile_of
 
-    _, _, _, H = shape = np.shape(job.inputs.arrays[0])
-    rows, heads, D, C = math.prod(shape[:3]), job.inputs.heads, job.inputs.value_dim, job.contexts
-    results = len(job.parts) * len(C) * rows * ROW_BYTES + len(C) * rows * (TABLE_BYTES + 8 * D)
-    piece = heads * (H + D) * min(PAGE_KEYS, C[-1]) * job.inputs.arrays[0].dtype.itemsize
-    scores = heads * 2048 * 8 + rows // heads * 2048 * 8
+    rows, H = math.prod(shape[:3]), shape[3]
+    results = len(recipes) * len(C) * rows * ROW_BYTES + len(C) * rows * (TABLE_BYTES + 8 * D)
+    piece = heads * (H + D) * min(PAGE_KEYS, C[-1]) * itemsize
+    scores = (
+        (H + D + rows // heads) * PIECE_KEYS * 8
+    )  # of the float64 reference, one head at a time
     held, step, outputs = 4 * piece + scores, 0, 0
-    for members in _structures(job).values():
+    groups = _structures(recipes).values()
+    for members in groups:
         layouts = {tile_of(members[0].kv_block, n, H, D, TILE_KEYS): n for n in C}
         width = 8 if members[0].storage == "float64" else 4
         lanes = len(members)
@@ -108,7 +131,7 @@ def _memory(job: Job) -> int:
         values = max(tile.blocks * D * (tile.width > 1) for tile in layouts)
         step = max(step, lanes * rows * (TILE_ARRAYS * tile + values) * width)
         outputs = max(outputs, OUTPUT_ARRAYS * lanes * rows * D * 8)
-    return BASE_BYTES + results + held + step + outputs + PROGRAM_BYTES * len(_structures(job))
+    return BASE_BYTES + results + held + step + outputs + PROGRAM_BYTES * len(groups)
 
 
 def _work(job: Job) -> float:
