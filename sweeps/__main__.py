@@ -1,17 +1,21 @@
 """`python -m sweeps list | run STUDY | show DIR`: parses and prints; the rest of sweeps works.
 
 Exit codes: 0 when the command completed, 2 for bad input (one line; nothing was computed),
-1 when the machine failed it (disk full, no memory), 130 after Ctrl-C (finished parts are kept).
+1 when the machine failed it (disk full, no memory, a process lost), 130 after Ctrl-C; finished
+parts are kept.
 """
 
 import importlib
 import shlex
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, cast
 
 import typer
+
+from sweeps.faults import FAILURES, reason
 
 STUDIES = {  # modules that hold FULL and QUICK
     "hexagon": "sweeps.hexagon",
@@ -60,17 +64,38 @@ def run(
             "--set", help="site=format: a changed recipe beside each; all changes go into it"
         ),
     ] = None,
+    devices: Annotated[
+        int | None, typer.Option(help="spread each call over so many devices of this process")
+    ] = None,
+    processes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N", help="share the work among N processes; `auto`: as many as the cluster has"
+        ),
+    ] = None,
+    process: Annotated[
+        int | None, typer.Option(metavar="I", help="which of them this is, from 0")
+    ] = None,
+    coordinator: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="a free port where process 0 runs")
+    ] = None,
     figures: Annotated[bool, typer.Option(help="draw the figures as well")] = True,
 ) -> None:
     """Compute what is missing of STUDY, store it in OUT, print its table, draw its figures.
 
     The same command again resumes: finished parts are not computed a second time. Parts of other
-    settings in OUT are moved to OUT/_aside, and fetched back when a run needs them.
+    settings in OUT are moved to OUT/_aside, and fetched back when a run needs them. With
+    --processes, every process gets the same command but for its own I, and sees the same OUT.
     """
     from sweeps import grid, items
+    from sweeps import processes as many
     from sweeps.plan import Study
+    from sweeps.store import check_directory
 
     chosen = _study(study, quick)
+    many.check(processes, process, coordinator)
+    if devices is not None and not 1 <= devices <= many.MOST:
+        raise ValueError(f"--devices must be from 1 to {many.MOST}, got {devices}")
     options = {
         "--inputs": inputs,
         "--recipes": recipes,
@@ -78,6 +103,8 @@ def run(
         "--seeds": seeds,
         "--set": set_ or None,
     }
+    if not isinstance(chosen, Study):
+        _refuse(study, {"--devices": devices}, "use --processes")
     if isinstance(chosen, Study):
         _refuse(study, {"--only": only}, "use --recipes")
         work, notes = grid.work_of(
@@ -96,8 +123,10 @@ def run(
     for note in notes:
         _note(note)
     root = out or Path("results", "-".join((work.study, *work.suffix)))
-    _carry_out(work, root)
-    if figures and chosen.has_figures:
+    check_directory(root, work.study)
+    place = many.place_of(processes, process, coordinator, devices, _note)
+    _carry_out(work, root, place)
+    if place.index == 0 and figures and chosen.has_figures:
         _draw(root)
 
 
@@ -107,12 +136,11 @@ def _refuse(study: str, options: dict[str, Any], instead: str) -> None:
             raise ValueError(f"{name} has no meaning with the study {study!r}; {instead}")
 
 
-def _carry_out(work: Any, root: Path) -> None:
-    """Compute and store what is missing of the work in `root`, and print its table."""
+def _carry_out(work: Any, root: Path, place: Any) -> None:
+    """Compute and store what is missing of the work in `root`; process 0 prints its table."""
     from sweeps import run as running
-    from sweeps.store import check_directory, writing
+    from sweeps.store import Store, writing
 
-    check_directory(root, work.study)
     running.use_compilation_cache()
     environment = running.environment()
     manifest = {
@@ -123,25 +151,38 @@ def _carry_out(work: Any, root: Path) -> None:
         **work.manifest,
         "parts": work.parts,
     }
-    with writing(root, work.study, _note) as store:
+    first = place.index == 0
+    with writing(root, work.study, _note) if first else nullcontext(Store(root)) as store:
         try:
-            finished = store.begin(manifest, [part["key"] for part in work.parts])
+            finished = place.begin(store, manifest, [part["key"] for part in work.parts])
             finished = {k: v for k, v in finished.items() if not work.again(store, k)}
             origin = running.provenance(environment)
-            for line in running.differences(finished.values(), origin):
+            for line in running.differences(finished.values(), origin) if first else ():
                 _note(f"warning: {line}; delete {root} to compute them again")
-            if finished:
+            if finished and first:
                 _note(f"{len(finished)} of {len(work.parts)} parts are finished already")
-            with running.Progress() as progress:
-                work.compute(store, finished, origin, progress)
+            with running.Progress(name=place.name) as progress:
+                work.compute(store, finished, origin, progress, place)
+            place.wait()
         except KeyboardInterrupt:
-            kept = sum(store.path(part["key"]).exists() for part in work.parts)
-            _note(
-                f"interrupted: {kept} of {len(work.parts)} parts are kept in {root}; "
-                f"the same command again goes on from there"
-            )
+            _note(f"interrupted: {_kept(work, root)}")
             raise typer.Exit(130) from None
-        _print_tables(root)
+        except FAILURES as error:
+            if (why := reason(error)) is None:
+                raise
+            _note(f"sweeps: {why}; {_kept(work, root)}")
+            raise typer.Exit(1) from None
+        if first:
+            _print_tables(root)
+        place.leave()
+
+
+def _kept(work: Any, root: Path) -> str:
+    kept = sum((root / f"{part['key']}.parquet").exists() for part in work.parts)
+    return (
+        f"{kept} of {len(work.parts)} parts are kept in {root}; "
+        "the same command again goes on from there"
+    )
 
 
 @app.command()
@@ -166,9 +207,10 @@ def _print_tables(root: Path) -> None:
 
     manifest, stored = read_rows(root)
     done = sum((root / f"{part['key']}.parquet").is_file() for part in manifest["parts"])
+    study = _study(manifest["study"], quick=False)
     try:
-        text = _study(manifest["study"], quick=False).text(stored.to_pandas(), manifest)
-    except (KeyError, TypeError, AttributeError) as error:
+        text = study.text(stored.to_pandas(), manifest)
+    except (LookupError, ValueError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{root}: rows and manifest are not those of one study ({error!r}); the same `run` "
             "again rebuilds the manifest"
@@ -204,8 +246,10 @@ def main() -> None:
         _fail(error, 2)
     except (typer.Abort, KeyboardInterrupt):
         _fail("interrupted; finished parts are kept", 130)
-    except (OSError, MemoryError) as error:
-        _fail(error, 1)
+    except FAILURES as error:
+        if (why := reason(error)) is None:
+            raise
+        _fail(why, 1)
 
 
 if __name__ == "__main__":

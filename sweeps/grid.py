@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from sweeps import plan
+from sweeps.estimate import estimate, free_memory, refuse
 from sweeps.keys import sources_hash
+from sweeps.processes import Place
 from sweeps.run import Progress, describe_inputs, describe_rules, run_jobs
 from sweeps.store import Store
 from sweeps.work import Finished, Work
@@ -23,7 +25,7 @@ def work_of(
 ) -> tuple[Work, list[str]]:
     """The study's work as the options change it, and notes for the user.
 
-    Raises ValueError where the options do not fit.
+    Raises ValueError where the options do not fit, or the memory does not suffice.
     """
     import jaxattn
 
@@ -36,12 +38,17 @@ def work_of(
     labels = list(dict.fromkeys(source.label for source in sources))
     numbers = sources_hash(Path(jaxattn.__file__).parent)
     jobs = plan.jobs_of(study, by_name, sources, numbers)
+    refuse(estimate(jobs), free_memory())
     parts = [part for job in jobs for part in job.parts]
 
     def compute(
-        store: Store, finished: Finished, origin: Mapping[str, Any], progress: Progress
+        store: Store,
+        finished: Finished,
+        origin: Mapping[str, Any],
+        progress: Progress,
+        place: Place,
     ) -> None:
-        run_jobs(jobs, store, finished, origin, progress)
+        run_jobs(jobs, store, finished, origin, progress, place)
 
     work = Work(
         study=study.name,

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from sweeps.keys import part_key, sources_hash
+from sweeps.processes import Place
 from sweeps.run import Interrupts, Progress
 from sweeps.store import Store
 from sweeps.work import Finished, Work
@@ -83,9 +84,14 @@ def work_of(study: ListStudy, quick: bool, only: Sequence[str] | None) -> Work:
     }
 
     def compute(
-        store: Store, finished: Finished, origin: Mapping[str, Any], progress: Progress
+        store: Store,
+        finished: Finished,
+        origin: Mapping[str, Any],
+        progress: Progress,
+        place: Place,
     ) -> None:
         todo = [item for item in chosen if keys[item.name] not in finished]
+        todo = todo[place.index :: place.count]
         progress.plan([1] * len(todo))
         with Interrupts() as interrupts:
             for item in todo:

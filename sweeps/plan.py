@@ -86,6 +86,17 @@ class Inputs:
     arrays: tuple[Any, Any, Any]
     observed: bool = False  # the capture holds its kernel's own output too
 
+    @property
+    def heads(self) -> int:
+        """Key/value heads, times the batch."""
+        key = self.arrays[1]
+        return key.shape[0] * key.shape[2] if self.kind == "capture" else key.heads
+
+    @property
+    def value_dim(self) -> int:
+        _, key, value = self.arrays
+        return value.shape[-1] if self.kind == "capture" else key.value_dim
+
 
 @dataclasses.dataclass(frozen=True)
 class Part:
@@ -137,6 +148,11 @@ class Job:
     inputs: Inputs
     contexts: tuple[int, ...]
     parts: tuple[Part, ...]
+
+    @property
+    def cost(self) -> int:
+        """About proportional to the time that it takes."""
+        return len(self.parts) * self.contexts[-1]
 
 
 def recipes_of(names: Sequence[str], settings: Sequence[str] = ()) -> dict[str, Any]:
@@ -249,3 +265,28 @@ def without(job: Job, finished: Iterable[str]) -> Job:
     """The job without the parts that are finished already."""
     done = frozenset(finished)
     return dataclasses.replace(job, parts=tuple(p for p in job.parts if p.key not in done))
+
+
+def share_of(jobs: Sequence[Job], index: int, count: int) -> list[Job]:
+    """The jobs of process `index` of `count`: the costliest first, each to the one that has least.
+
+    Where there are fewer jobs than processes, the largest are halved. All processes that share the
+    same jobs agree, and what they get is every part once.
+    """
+    pieces = list(jobs)
+    while pieces and len(pieces) < count:
+        at = max(range(len(pieces)), key=lambda i: len(pieces[i].parts))
+        job = pieces[at]
+        half = len(job.parts) // 2
+        if not half:
+            break
+        pieces[at : at + 1] = (
+            dataclasses.replace(job, parts=parts) for parts in (job.parts[:half], job.parts[half:])
+        )
+    loads, mine = [0] * count, []
+    for at in sorted(range(len(pieces)), key=lambda i: -pieces[i].cost):
+        least = loads.index(min(loads))
+        loads[least] += pieces[at].cost
+        if least == index:
+            mine.append(at)
+    return [pieces[at] for at in sorted(mine)]

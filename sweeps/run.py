@@ -15,7 +15,9 @@ from typing import Any, TextIO
 import numpy as np
 import pyarrow as pa
 
-from sweeps.plan import TILE_KEYS, Inputs, Job, Part, without
+from sweeps.estimate import LONG, duration, estimate
+from sweeps.plan import TILE_KEYS, Inputs, Job, Part, share_of, without
+from sweeps.processes import Place
 from sweeps.store import Store
 
 METRICS = ("nmse", "rel_l2", "max_abs", "cosine", "bias_l", "bias_o")
@@ -27,7 +29,7 @@ def environment() -> dict[str, Any]:
     """What is recorded beside the rows and warned about, but is in no key."""
     import jax
 
-    device = jax.devices()[0]
+    device = jax.local_devices()[0]
     return {
         "versions": {"python": platform.python_version(), **_versions()},
         "device": f"{device.platform}: {device.device_kind}",
@@ -157,12 +159,19 @@ def run_jobs(
     finished: Iterable[str],
     origin: Mapping[str, Any],
     progress: "Progress",
+    place: Place,
 ) -> int:
-    """Compute and store every part that is not finished; the number of parts stored."""
+    """Compute and store this process's share of the parts that are not finished; how many.
+
+    A job's parts are stored together, once all of them are computed.
+    """
     import jaxattn
 
     todo = [job for job in (without(job, finished) for job in jobs) if job.parts]
-    progress.plan([len(job.parts) * job.contexts[-1] for job in todo])
+    todo = share_of(todo, place.index, place.count)
+    if (expected := estimate(todo)).seconds >= LONG:
+        progress.say(f"this takes {expected}, to the order of magnitude")
+    progress.plan([job.cost for job in todo])
     with Interrupts() as interrupts:
 
         def report(done: int, total: int) -> None:
@@ -172,6 +181,7 @@ def run_jobs(
         for job in todo:
             interrupts.check()
             progress.start(title(job))
+            mesh = {} if place.devices is None else {"mesh": place.mesh(job.inputs.heads)}
             curves = jaxattn.error_curves(
                 *job.inputs.arrays,
                 [part.recipe for part in job.parts],
@@ -179,6 +189,7 @@ def run_jobs(
                 metrics=METRICS,
                 progress=report,
                 tile_keys=TILE_KEYS,
+                **mesh,
             )
             for index, part in enumerate(job.parts):
                 store.write(part.key, rows_of(part, curves, index), origin)
@@ -211,14 +222,20 @@ def describe_rules(recipes: Iterable[Any]) -> dict[str, Any]:
 
 
 class Progress:
-    """Progress of a run on one stream: a bar on a terminal, else one line for each job."""
+    """Progress of a run on one stream: a bar on a terminal, else one line for each job.
+
+    name: what each line starts with, where several processes share the stream.
+    """
 
     def __init__(
-        self, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        name: str = "",
     ) -> None:
-        self.stream, self.clock = stream or sys.stderr, clock
+        self.stream, self.clock, self.name = stream or sys.stderr, clock, name
         self.weights: list[int] = []
-        self.job, self.label, self.started = 0, "", 0.0
+        self.job, self.label, self.started, self.begun = 0, "", 0.0, 0.0
         self.bar: Any = None
 
     def __enter__(self) -> "Progress":
@@ -249,15 +266,18 @@ class Progress:
         if self.bar is not None:
             self.bar.stop()
 
+    def say(self, line: str) -> None:
+        print(f"{self.name}{line}", file=self.stream, flush=True)
+
     def plan(self, weights: Sequence[int]) -> None:
-        self.weights = list(weights)
+        self.weights, self.begun = list(weights), self.clock()
         if self.bar is not None:
             self.bar.add_task("starting", total=max(1, sum(weights)))
 
     def start(self, label: str) -> None:
         self.label, self.started = label, self.clock()
         if self.bar is not None:
-            self.bar.update(self.bar.task_ids[0], description=label)
+            self.bar.update(self.bar.task_ids[0], description=self.name + label)
 
     def keys(self, done: int, total: int) -> None:
         """To be called by error_curves after each chunk of keys."""
@@ -270,6 +290,8 @@ class Progress:
         self.keys(1, 1)
         self.job += 1
         if self.bar is None:
-            seconds = self.clock() - self.started
-            line = f"[{self.job}/{len(self.weights)}] {self.label} in {seconds:.1f} s"
-            print(line, file=self.stream, flush=True)
+            now, done = self.clock(), sum(self.weights[: self.job])
+            left = (now - self.begun) * (sum(self.weights) - done) / max(1, done)
+            more = f", about {duration(left)} left" if left >= LONG else ""
+            count = f"[{self.job}/{len(self.weights)}]"
+            self.say(f"{count} {self.label} in {now - self.started:.1f} s{more}")

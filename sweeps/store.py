@@ -12,8 +12,9 @@ Readers of Parquet directories skip names that begin with `_` or `.`, so that
 of other settings or of older sources to `_aside` and fetches them back when it needs them again:
 nothing is computed twice, nothing mixes silently. Deleting `_aside` loses nothing but time.
 
-One process writes at a time: the directory itself is locked (flock), and a second process waits,
-then finds the parts finished. A part is written under a temporary name, flushed to disk and
+One run writes at a time: the directory itself is locked (flock), and a second run waits, then finds
+the parts finished. The processes of one run (processes.py) write under the lock of its first, each
+its own parts. A part is written under a temporary name, flushed to disk and
 renamed; a part whose footer or pages cannot be read is deleted and computed again.
 """
 
@@ -22,6 +23,7 @@ import json
 import os
 import re
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -56,6 +58,11 @@ def read_manifest(root: Path) -> dict[str, Any]:
         ) from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise StoreError(f"{path}: not a manifest of {FORMAT!r}")
+    for field, kind in (("study", str), ("parts", list)):
+        if not isinstance(manifest.get(field), kind):
+            raise StoreError(
+                f"{path}: says no {field}; the same `run` again rebuilds it, the parts are kept"
+            )
     return manifest
 
 
@@ -125,7 +132,7 @@ def _ours(name: str) -> bool:
 
 
 class Store:
-    """The parts of one directory, for one writing process. Made by `writing`."""
+    """The parts of one directory, for one run. `writing` makes its first process's."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -158,6 +165,28 @@ class Store:
         text = json.dumps(plain({"format": FORMAT, **manifest}), indent=1, allow_nan=False)
         self._replace(self.root / MANIFEST, lambda path: path.write_text(text + "\n"))
         return finished
+
+    def join(self, keys: Sequence[str], patience: float = 60.0) -> dict[str, dict[str, Any]]:
+        """What `begin` gave to the process that called it, for another process of the same run.
+
+        patience: seconds for a network file system to show what that process has written.
+        """
+        deadline = time.monotonic() + patience
+        while not self._has_begun(keys):
+            if time.monotonic() > deadline:
+                raise StoreError(
+                    f"{self.root}: does not hold the run that process 0 began; start every process "
+                    "with the same command, on a file system that all of them see"
+                )
+            time.sleep(0.2)
+        found = {key: read_provenance(self.path(key)) for key in keys if self.path(key).exists()}
+        return {key: provenance for key, provenance in found.items() if provenance is not None}
+
+    def _has_begun(self, keys: Sequence[str]) -> bool:
+        try:
+            return [path.stem for path in _parts(self.root, read_manifest(self.root))] == list(keys)
+        except StoreError:
+            return False
 
     def write(self, key: str, rows: pa.Table, provenance: Mapping[str, Any]) -> None:
         """Write one part, whole or not at all."""

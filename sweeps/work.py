@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from sweeps.processes import Place
 from sweeps.run import Progress
 from sweeps.store import Store
 
@@ -14,8 +15,8 @@ class Work(NamedTuple):
 
     manifest: what the study adds to it
     parts:    an entry of the manifest for each part, each with its `key`
-    compute:  stores every part that is not finished; called with the Store, the finished parts,
-              the provenance of new ones, and the progress
+    compute:  stores this process's share of the parts that are not finished; called with the
+              Store, the finished parts, the provenance of new ones, the progress, and the place
     again:    whether a finished part, by its key, is to be computed again all the same
     """
 
@@ -24,5 +25,5 @@ class Work(NamedTuple):
     suffix: tuple[str, ...]
     manifest: dict[str, Any]
     parts: list[dict[str, Any]]
-    compute: Callable[[Store, Finished, Mapping[str, Any], Progress], None]
+    compute: Callable[[Store, Finished, Mapping[str, Any], Progress, Place], None]
     again: Callable[[Store, str], bool] = lambda store, key: False

@@ -42,7 +42,9 @@ class FakeCore:
 
     def regime(self, name: str, *, length: int, seed: int, **sizes: Any) -> tuple[Any, Any]:
         identity = {"regime": name, "seed": seed, **sizes}
-        stream = types.SimpleNamespace(length=length, label=name, identity=identity)
+        stream = types.SimpleNamespace(
+            length=length, label=name, identity=identity, heads=3, value_dim=4
+        )
         return np.full((1, 2, 3, 4), seed), stream
 
     def error_curves(
@@ -97,9 +99,9 @@ def fake_capture(path: Path) -> Any:
     if path.suffix != ".npz":
         raise ValueError(f"{path}: neither .npz nor .safetensors")
     return types.SimpleNamespace(
-        query=None,
-        key=None,
-        value=None,
+        query=np.zeros((1, 2, 3, 4)),
+        key=np.zeros((1, 300, 3, 4)),
+        value=np.zeros((1, 300, 3, 4)),
         output=None,
         length=300,
         label=path.stem,
