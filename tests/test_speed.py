@@ -110,6 +110,40 @@ def test_a_page_repeats_to_any_length():
     assert (stream.heads, stream.head_dim, stream.value_dim) == (2, 4, 4)
 
 
+def test_what_a_gpu_would_measure_runs_here_too(monkeypatch):
+    """At a small size, with an attention of no interest in cuDNN's place."""
+    monkeypatch.setattr(measure, "WARMUPS", 1)
+    monkeypatch.setattr(measure, "MOST", 1)
+    monkeypatch.setattr("jax.nn.dot_product_attention", lambda q, k, v, implementation: q)
+    monkeypatch.setattr(
+        gpu, "take_turns", lambda *calls, least=5: measure.take_turns(*calls, least=1)
+    )
+    monkeypatch.setattr(gpu, "eight_recipes", lambda: ours.eight_recipes(64)[:2])
+    rows = list(gpu.measured(heads=1, queries=1, keys=300, rate_size=8, implementation="cudnn"))
+    assert [row.unit for row in rows] == ["GF/s", "", "times the kernel", "times the kernel"]
+    assert [row.most for row in rows] == [None, None, 4.0, None]
+    assert all(row.value > 0 for row in rows) and [row.recipes for row in rows] == [None, 2, 2, 1]
+
+
+def test_streams_and_arrays_are_measured_at_every_length(monkeypatch):
+    monkeypatch.setattr(scaling, "LENGTHS", (64, 128))
+    monkeypatch.setattr(scaling, "QUERIES", 2)
+    monkeypatch.setattr(scaling, "STREAM_QUERIES", 1)
+
+    def once(call, limit, least):
+        assert call() is not None
+        return Times(1.0, 1.0)
+
+    monkeypatch.setattr(scaling, "take_turns", once)
+    monkeypatch.setattr(scaling, "lattice", lambda recipe, sites: [recipe] * 256)
+    monkeypatch.setattr(scaling, "hmx", lambda: ours.hmx(64))
+    monkeypatch.setattr(scaling, "eight_recipes", lambda: [ours.hmx(64)] * 8)
+    rows = list(scaling.lengths())
+    assert len(rows) == 2 * 6 + 6
+    exponents = [row for row in rows if row.unit == "exponent"]
+    assert [row.most for row in exponents] == [None, None, 1.05, 1.05, 1.05, 1.05]
+
+
 # --- peers ---------------------------------------------------------------------------------------
 
 

@@ -8,12 +8,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sweeps.speed.measure import HEAD_DIM, NotRun, Row, exponent, limit, problem, take_turns
+from sweeps.speed.measure import (
+    HEAD_DIM,
+    Call,
+    NotRun,
+    Problem,
+    Row,
+    exponent,
+    limit,
+    problem,
+    take_turns,
+)
 from sweeps.speed.ours import (
     FORMATS,
     HMX,
     LONG,
     SUMS,
+    at_block,
     curves,
     eight_recipes,
     hmx,
@@ -25,7 +36,7 @@ from sweeps.speed.ours import (
 ROOT = Path(__file__).resolve().parents[2]
 LENGTHS = tuple(2**k for k in (14, 16, 18, 20))
 QUERIES = 64
-STREAM_QUERIES = 16
+STREAM, STREAM_QUERIES = "stream", 16
 TOLERANCE = 0.05
 FAR = 2**24
 FAR_RECIPES = (HMX, "hexagon-hmx-fp32", "metal", "float32")
@@ -61,31 +72,32 @@ def lengths() -> Iterator[Row]:
     for keys in LENGTHS:
         drawn = problem(QUERIES, keys)
         pair = limit(drawn)
-        recipes = ([hmx()], eight_recipes(), lattice(hmx(), dict.fromkeys(SUMS, FORMATS)))
-        cases: list[tuple[str, str, int | None, Any]] = [
-            ("limit", "q·kᵀ whole, p·v whole", None, pair),
-            ("reference", "the float64 reference alone", None, reference(drawn)),
-            *(("ours", "error_curves", len(some), curves(some, drawn)) for some in recipes),
-        ]
-        for series, what, count, call in cases:
+        for series, what, count, call in _cases(drawn, pair):
             times = take_turns(call, pair, least=3)
             found.setdefault((series, count), []).append(times.seconds)
-            yield row(what, times, drawn, recipes=count, series=series)
-        times = take_turns(streaming(keys), pair, least=3)
-        found.setdefault(("stream", 1), []).append(times.seconds)
-        what = f"error_curves of a Stream, {STREAM_QUERIES} queries"
-        yield row(what, times, drawn, queries=STREAM_QUERIES, recipes=1)
+            queries = STREAM_QUERIES if series == STREAM else QUERIES
+            yield row(what, times, drawn, queries=queries, recipes=count, series=series)
     for (series, count), seconds in found.items():
-        judged = series in ("ours", "stream")
+        judged = series in ("ours", STREAM)
         yield Row(
             what=f"exponent of {series} with the context",
             value=exponent(list(LENGTHS), seconds),
             unit="exponent",
             least=1 - TOLERANCE if judged else None,
             most=1 + TOLERANCE if judged else None,
-            queries=STREAM_QUERIES if series == "stream" else QUERIES,
+            queries=STREAM_QUERIES if series == STREAM else QUERIES,
             recipes=count,
         )
+
+
+def _cases(drawn: Problem, pair: Call) -> Iterator[tuple[str, str, int | None, Call]]:
+    """Series, words, recipes and call, one after the other: each holds copies of the keys."""
+    yield "limit", "q·kᵀ whole, p·v whole", None, pair
+    yield "reference", "the float64 reference alone", None, reference(drawn)
+    for recipes in ([hmx()], eight_recipes(), lattice(hmx(), dict.fromkeys(SUMS, FORMATS))):
+        what = f"error_curves: {HMX}, {at_block(None)}"
+        yield "ours", what, len(recipes), curves(recipes, drawn)
+    yield STREAM, f"error_curves: {HMX}, of a Stream", 1, streaming(len(drawn.key))
 
 
 def streaming(keys: int) -> Any:

@@ -133,7 +133,7 @@ def line(row: dict[str, Any]) -> list[str]:
 
 
 def number(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 or value == round(value) else f"{value:.3g}"
+    return f"{value:,.0f}" if value >= 100 or value.is_integer() else f"{value:.3g}"
 
 
 def duration(seconds: float) -> str:
