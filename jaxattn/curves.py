@@ -9,7 +9,9 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from jaxattn import block_rules, kernels, tiles
 from jaxattn import metrics as measures
@@ -62,6 +64,7 @@ def error_curves(
     metrics: Sequence[str] = METRICS,
     progress: Callable[[int, int], None] | None = None,
     tile_keys: int | None = None,
+    mesh: Mesh | None = None,
 ) -> Curves:
     """The error of each recipe against float64 attention when every query sees the first n keys.
 
@@ -74,6 +77,9 @@ def error_curves(
     metrics:  names in jaxattn.metrics.METRICS; the difference is taken in float64
     progress: called with (keys done, keys in all) after each piece
     tile_keys: about how many keys a compiled step takes: speed, and float32 noise
+    mesh:     devices of this process with the axes "recipes" and "heads": recipes go to its rows,
+              and each row shares out the batch and KV heads, whose number its length divides.
+              The numbers are those of one device, bit for bit
 
     The reference sees the inputs as given, so that rounding them is part of a recipe's error.
     A second call with the same shapes and structures compiles nothing.
@@ -89,6 +95,8 @@ def error_curves(
     scale = float(1 / math.sqrt(query.shape[-1]) if scale is None else scale)
     if not math.isfinite(scale):
         raise ValueError(f"scale must be finite, got {scale}")
+
+    devices = _devices(mesh, stream.heads)
 
     rows = _rows(query, stream.heads)
     shape = (len(chosen), len(lengths), query.shape[0], query.shape[1], query.shape[2])
@@ -119,7 +127,8 @@ def error_curves(
         result.overflow[at] = spread((errors["nonfinite"] > 0) | ~(lse < np.inf))
         result.stagnated[at] = spread(lost > STAGNATED)
 
-    jobs = _jobs(chosen, lengths, rows.shape[-1], stream.value_dim, tile_keys, result.kv_block)
+    sizes = (rows.shape[-1], stream.value_dim)
+    jobs = _jobs(chosen, lengths, sizes, tile_keys, result.kv_block, devices)
     dtypes = (query.dtype, *(x.dtype for x in reader.read(0, 1)))
     with exact:
         run_all(
@@ -238,28 +247,48 @@ def _spread(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return np.moveaxis(split, 3, 2).reshape(len(x), B, T, N)
 
 
+def _devices(mesh: Mesh | None, heads: int) -> list[Mesh | None]:
+    """The devices of each row of the mesh."""
+    if mesh is None:
+        return [None]
+    if mesh.axis_names != ("recipes", "heads"):
+        raise ValueError(f"mesh must have the axes 'recipes' and 'heads', got {mesh.axis_names}")
+    if heads % mesh.shape["heads"]:
+        raise ValueError(
+            f"mesh: its {mesh.shape['heads']} devices along 'heads' must divide the number of "
+            f"batch entries times key/value heads, {heads}"
+        )
+    if any(device.process_index != jax.process_index() for device in mesh.devices.flat):
+        raise ValueError("mesh must hold devices of this process alone, see jax.local_devices()")
+    return [Mesh(row, ("heads",)) for row in mesh.devices]
+
+
 def _jobs(
     recipes: list[Recipe],
     contexts: list[int],
-    head_dim: int,
-    value_dim: int,
+    sizes: tuple[int, int],
     tile_keys: int | None,
     kv_block: np.ndarray,
+    devices: list[Mesh | None],
 ) -> list[Job]:
-    """Recipes by structure, contexts by block layout; fills in kv_block [recipe, context]."""
+    """Recipes by structure, in as many parts as there are devices; contexts by block layout.
+
+    sizes: head dim and value dim. Fills in kv_block [recipe, context].
+    """
     groups: dict[Any, list[int]] = {}
     for i, recipe in enumerate(recipes):
         groups.setdefault(structure_of(recipe), []).append(i)
     jobs = []
-    for members in groups.values():
+    for number, group in enumerate(groups.values()):
         layouts: dict[tiles.Tile, list[int]] = {}
         for at, n in enumerate(contexts):
-            rule = recipes[members[0]].kv_block
-            tile = tiles.tile_of(rule, n, head_dim, value_dim, tile_keys)
+            tile = tiles.tile_of(recipes[group[0]].kv_block, n, *sizes, tile_keys)
             layouts.setdefault(tile, []).append(n)
-            kv_block[members, at] = tile.kv_block
-        jobs += [
-            Job(members, [recipes[i] for i in members], tile, some)
-            for tile, some in layouts.items()
-        ]
+            kv_block[group, at] = tile.kv_block
+        size = -(-len(group) // len(devices))
+        for part, start in enumerate(range(0, len(group), size)):
+            members = group[start : start + size]
+            some = [recipes[i] for i in members]
+            where = devices[(number + part) % len(devices)]
+            jobs += [Job(members, some, tile, at, where) for tile, at in layouts.items()]
     return jobs

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from threadpoolctl import ThreadpoolController
 
 from jaxattn import online_softmax, reference, scores, tiles
@@ -105,12 +106,21 @@ def _threads() -> ThreadpoolController:
 
 
 class Job(NamedTuple):
-    """What a pass computes: `members` index the caller's recipes; contexts share a block layout."""
+    """What a pass computes: `members` index the caller's recipes; contexts share a block layout;
+    devices: a mesh of the one axis "heads", if not the default device."""
 
     members: list[int]
     recipes: list[Recipe]
     tile: tiles.Tile
     contexts: list[int]
+    devices: Mesh | None = None
+
+
+def over_heads(x: Any, devices: Mesh | None, axis: int = 0) -> Any:
+    """Arrays on the devices, their axis of heads shared out; jitted functions follow them there."""
+    if devices is None:
+        return jax.device_put(x)
+    return jax.device_put(x, NamedSharding(devices, PartitionSpec(*(None,) * axis, "heads")))
 
 
 class Outcome(NamedTuple):
@@ -139,10 +149,11 @@ def run(
     structure = job.recipes[0]
     lanes, f = _woven(tuple(job.recipes), tuple(formats))
     with storage(structure.storage):
-        query = jnp.asarray(rows, structure.storage)
+        query = over_heads(jnp.asarray(rows, structure.storage), job.devices)
         factor = jnp.asarray(scale, structure.storage)
         queries, fresh = _begin(lanes, f, query, factor, group, value_dim)
-    segment = functools.partial(_segment, lanes, f, queries, job.tile, reader, fresh)
+        queries, fresh = over_heads((queries, fresh), job.devices)
+    segment = functools.partial(_segment, lanes, f, queries, job, reader, fresh)
 
     def conclude(parts: list[Any]) -> Outcome:
         with storage(structure.storage):
@@ -177,7 +188,7 @@ def _segment(
     lanes: Lanes,
     f: Any,
     queries: Any,
-    tile: tiles.Tile,
+    job: Job,
     reader: Reader,
     carry: Any,
     start: int,
@@ -188,7 +199,7 @@ def _segment(
 
     number: of its first tile, for random bits.
     """
-    order, stop = lanes.structure.kv_order, contexts[-1]
+    tile, order, stop = job.tile, lanes.structure.kv_order, contexts[-1]
     starts = tiles.block_starts(start, stop, tile, order)
     count = max(1, PIECE_KEYS // (tile.width * tile.blocks))
     for first in range(0, len(starts), count):
@@ -198,13 +209,15 @@ def _segment(
         low, high = int(some.min()), min(int(some[some < stop].max()) + tile.kv_block, stop)
         yield low, None, None
         with storage(lanes.structure.storage):
-            tape = jax.device_put((*_lay(reader.read(low, high), some, low, tile), some))
+            laid = _lay(reader.read(low, high), some, low, tile)
+            tape = (*over_heads(tuple(laid), job.devices, axis=3), some)
             tape += np.int32(tile.kv_block), np.int32(number + first)
 
         def advance(carry: Any, begin: int, end: int, limit: int, tape: Any = tape) -> Any:
             bounds = (np.int32(begin), np.int32(end), np.int32(limit))
             with storage(lanes.structure.storage):
-                return _advance(lanes, f, queries, carry, *tape, *bounds)
+                after = _advance(lanes, f, queries, carry, *tape, *bounds)
+                return after if job.devices is None else over_heads(after, job.devices)
 
         done = 0
         for n in contexts if order == "forward" else ():
