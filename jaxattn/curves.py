@@ -23,6 +23,7 @@ from jaxattn.recipe import Recipe
 # l is called stagnated once updates that changed nothing have cost it this share of its weight.
 STAGNATED = 0.01
 LONGEST = 2**30  # keys are counted in 32 bits
+WAITING = 4  # contexts whose errors may still be on the device
 
 METRICS = ("nmse", "rel_l2", "max_abs", "cosine", "bias_l", "bias_o")
 
@@ -113,19 +114,25 @@ def error_curves(
     exact = Exact(reader, rows.astype(np.float64) * scale, lengths)
     names = (*metrics, "nonfinite")
 
+    waiting: list[tuple[Any, Outcome, dict[str, jax.Array]]] = []
+
     def report(members: list[int], context: int, outcome: Outcome) -> None:
         ideal = (x.reshape(outcome.result.shape[1 : x.ndim + 2]) for x in exact(context))
         errors = measures.measure(names, outcome.result, outcome.lse, *ideal)
-        lse, lost = np.asarray(outcome.lse), np.asarray(outcome.lost)
         at = members, lengths.index(context)
+        waiting.append((at, outcome, errors))
+        if len(waiting) > WAITING:  # what the device still computes is not asked for
+            store(*waiting.pop(0))
 
-        def spread(x: np.ndarray) -> np.ndarray:
-            return _spread(x[outcome.recipes], query.shape)
+    def store(at: Any, outcome: Outcome, errors: dict[str, jax.Array]) -> None:
+        def spread(x: Any) -> np.ndarray:
+            return _spread(np.asarray(x)[outcome.recipes], query.shape)
 
         for name in metrics:
             result.metrics[name][at] = spread(errors[name])
-        result.overflow[at] = spread((errors["nonfinite"] > 0) | ~(lse < np.inf))
-        result.stagnated[at] = spread(lost > STAGNATED)
+        beyond = (np.asarray(errors["nonfinite"]) > 0) | ~(np.asarray(outcome.lse) < np.inf)
+        result.overflow[at] = spread(beyond)
+        result.stagnated[at] = spread(np.asarray(outcome.lost) > STAGNATED)
 
     sizes = (rows.shape[-1], stream.value_dim)
     jobs = _jobs(chosen, lengths, sizes, tile_keys, result.kv_block, devices)
@@ -143,6 +150,8 @@ def error_curves(
             scale=scale,
             formats=[format_of(dtype) for dtype in dtypes],
         )
+    for outcome in waiting:
+        store(*outcome)
     return result
 
 

@@ -237,14 +237,14 @@ def _lay(
 ) -> Iterator[np.ndarray]:
     """Keys [S, K, .] from key `low` on, as blocks [tiles, n, w, K, .]; empty slots hold zeros."""
     slots = (starts - low)[..., None] + np.arange(tile.width)
-    empty = (np.arange(tile.width) >= tile.kv_block) | (slots >= len(piece[0]))
-    straight = slots.size == len(piece[0]) and bool((np.diff(slots.ravel()) == 1).all())
+    filled = (np.arange(tile.width) < tile.kv_block) & (slots < len(piece[0]))
+    straight = filled.all() and bool((np.diff(slots.ravel()) == 1).all())
     for x in piece:
         if straight:
             yield x.reshape(*slots.shape, *x.shape[1:])
         else:
-            laid = x[np.minimum(slots, len(x) - 1)]
-            laid[np.broadcast_to(empty, slots.shape)] = 0
+            laid = np.zeros((*slots.shape, *x.shape[1:]), x.dtype)
+            laid[filled] = x[slots[filled]]
             yield laid
 
 
