@@ -118,7 +118,7 @@ def error_curves(
 
     def report(members: list[int], context: int, outcome: Outcome) -> None:
         ideal = (x.reshape(outcome.result.shape[1 : x.ndim + 2]) for x in exact(context))
-        errors = measures.measure(names, outcome.result, outcome.lse, *ideal)
+        errors = measures.measure_on_device(names, outcome.result, outcome.lse, *ideal)
         at = members, lengths.index(context)
         waiting.append((at, outcome, errors))
         if len(waiting) > WAITING:  # what the device still computes is not asked for

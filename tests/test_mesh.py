@@ -16,6 +16,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from jax.sharding import Mesh
+
 import jaxattn
 
 jax.config.update("jax_num_cpu_devices", 4)
@@ -28,6 +30,13 @@ recipes += ["hexagon-hmx-fp32", "ggml-cpu-splitkv", base.replace(storage="float6
 
 def curves(mesh):
     return jaxattn.error_curves(query, key, value, recipes, contexts=[300, 512, 900], mesh=mesh)
+
+try:
+    curves(Mesh(np.array(jax.devices()[:3]).reshape(1, 3), ("recipes", "heads")))
+except ValueError as error:
+    assert "must divide the number of batch entries times key/value heads, 4" in str(error)
+else:
+    raise AssertionError("three devices share out four heads")
 
 one = curves(None)
 assert all(np.isfinite(x).all() for x in one.metrics.values())
@@ -54,7 +63,7 @@ def test_a_mesh_changes_no_bit(shapes, extra):
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-def test_meshes_that_do_not_fit():
+def test_a_mesh_of_other_axes():
     rng = np.random.default_rng(0)
     query, key, value = (rng.standard_normal((1, 4, 3, 8), np.float32) for _ in range(3))
 
@@ -63,9 +72,3 @@ def test_meshes_that_do_not_fit():
 
     with pytest.raises(ValueError, match="axes 'recipes' and 'heads'"):
         curves(Mesh(np.array(jax.devices()[:1]), ("heads",)))
-
-    class Two(Mesh):
-        shape = {"recipes": 1, "heads": 2}
-
-    with pytest.raises(ValueError, match="must divide the number of batch entries"):
-        curves(Two(np.array(jax.devices()[:1]).reshape(1, 1), ("recipes", "heads")))
