@@ -27,3 +27,10 @@ def pytest_configure(config: pytest.Config) -> None:
     jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("jax")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _let_programs_go():
+    """Programs compiled for one module serve no other, and the kernel counts their memory maps."""
+    yield
+    jax.clear_caches()
