@@ -109,7 +109,7 @@ def table(rows: pd.DataFrame) -> str:
         "A ratio is of medians, to the bare float32 q·kᵀ, p·v of that shape which took turns with",
         "the call, unless a unit follows. `python -m sweeps run speed --only NAME` measures one.",
         "All measured in one process."
-        if processes == 1
+        if processes <= 1
         else f"Measured in {processes} processes: delete the directory to measure all in one.",
         "",
         "speed: {} met, {} not met, {} not run".format(*counts),
