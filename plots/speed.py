@@ -32,7 +32,7 @@ def read_and_draw(root: Path) -> Iterator[tuple[str, Figure]]:
     rows = rows[(rows["status"] != "not run") & (rows["series"] != "")]
     rows = rows.assign(recipes=rows["recipes"].fillna(0).astype(int))
     lengths, counts = rows[rows["item"] == "lengths"], rows[rows["item"] == "recipes"]
-    ways = rows[rows["series"].isin(["peer", "plain"]) | (rows["item"] == "jaxattn")]
+    ways = rows[rows["series"].isin(["peer", "plain"]) | (rows["item"].str.startswith("jaxattn"))]
     if lengths.empty and counts.empty and ways.empty:
         print(f"{root}: nothing that a figure shows was measured")
     else:
@@ -49,9 +49,9 @@ def costs(lengths: pd.DataFrame, counts: pd.DataFrame, ways: pd.DataFrame) -> Fi
     height = TOP + upper + ROW * len(names) + BELOW
     figure = plt.figure(figsize=(WIDTH, height))
     if not lengths.empty:
-        against_context(_axes(figure, 0.5, TOP, (WIDTH - 1.02) / 2 - LABEL, CURVES), lengths)
+        against_context(_axes(figure, 0.56, TOP, (WIDTH - 1.14) / 2 - LABEL, CURVES), lengths)
     if not counts.empty:
-        left = (WIDTH + 1.02) / 2
+        left = (WIDTH + 1.14) / 2
         against_recipes(_axes(figure, left, TOP, WIDTH - left - LABEL, CURVES), counts, ways)
     left = 0.2 + 0.054 * max(map(len, names), default=0)
     wide = (WIDTH - left - 0.1 - APART * (len(shapes) - 1)) / max(1, len(shapes))
@@ -121,7 +121,7 @@ def against_recipes(ax: Axes, rows: pd.DataFrame, ways: pd.DataFrame) -> Axes:
     ax.xaxis.set_major_formatter(FuncFormatter(lambda n, _: f"{n:.0f}"))
     _decades(ax, "limits")
     ax.set_xlabel("recipes")
-    ax.set_title(f"against the number of recipes, {keys_name(keys)} keys")
+    ax.set_title(f"against the number of recipes, {keys_name(int(keys))} keys")
     label_ends(ax, sorted(ends, key=lambda end: -end[1]))
     return ax
 
@@ -134,7 +134,7 @@ def one_way_each(ax: Axes, rows: pd.DataFrame, names: Sequence[str]) -> Axes:
         place = names.index(what)
         ax.barh(place, value - 1, left=1, height=0.62, color=colours[series], zorder=2)
         ax.annotate(
-            f"{value:.2g}" if value < 10 else f"{value:.0f}",
+            f"{value:.2f}" if value < 10 else f"{value:.0f}",
             (value, place),
             xytext=(2.5 if value >= 1 else -2.5, 0),
             textcoords="offset points",
@@ -155,10 +155,10 @@ def one_way_each(ax: Axes, rows: pd.DataFrame, names: Sequence[str]) -> Axes:
 
 
 def _decades(ax: Axes, label: str) -> None:
-    """Whole decades around the lines that are drawn."""
+    """Decades around the lines that are drawn."""
     drawn = np.concatenate([np.asarray(line.get_ydata(), float) for line in ax.lines])
     low, high = np.floor(np.log10(drawn.min())), np.ceil(np.log10(drawn.max()))
-    ax.set_ylim(10.0**low, 10.0**high)
+    ax.set_ylim(10.0**low / 1.5, 10.0**high)
     ax.yaxis.set_major_locator(LogLocator(base=10))
     ax.yaxis.set_minor_locator(NullLocator())
     ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))

@@ -238,7 +238,7 @@ def test_the_table_puts_the_ratio_beside_its_goal_and_says_not_met():
     rows += [{"item": "gpu", "title": "t", "status": NOT_RUN, "why": "none here", "what": "t"}]
     text = study.table(frame(rows))
     line = next(x for x in text.splitlines() if "a call  " in x)
-    assert line.split() == "a call 512 x 4,096 15.1 ms 1.51 at most 1.2 NOT MET".split()
+    assert line.split() == "a call 512 x 4,096 15.1 ms 1.510 at most 1.2 NOT MET".split()
     assert "(a reason)" in text and "not run: none here" in text and "in 2 processes" in text
     assert text.splitlines()[-1] == "speed: 2 met, 1 not met, 1 not run"
     assert max(map(len, text.splitlines())) <= 120
@@ -328,7 +328,7 @@ def test_bars_end_where_the_rows_say(style, tmp_path):
     for ax in figure.axes[2:]:
         ends = sorted((bar.get_y(), round(bar.get_x() + bar.get_width(), 6)) for bar in ax.patches)
         shown = [float(text.get_text()) for text in sorted(ax.texts, key=lambda t: t.xy[1])]
-        assert [float(f"{x:.2g}" if x < 10 else f"{x:.0f}") for _, x in ends] == shown
+        assert [float(f"{x:.2f}" if x < 10 else f"{x:.0f}") for _, x in ends] == shown
 
 
 def test_a_study_that_is_drawn_by_the_command(tmp_path, monkeypatch):

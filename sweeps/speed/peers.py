@@ -27,12 +27,13 @@ Attend = Callable[[Any, Any, Any], Any]
 class Peer(NamedTuple):
     """packages: distributions it needs; make: Problem -> a call whose result is attention [T, D].
 
-    rounds: whether it does the job, or plain attention
+    rounds: whether it does the job, or plain attention; slow: left out with --quick
     """
 
     packages: tuple[str, ...]
     make: Callable[[Problem], Callable[[], Any]]
     rounds: bool = True
+    slow: bool = False
 
 
 def job() -> Any:
@@ -173,10 +174,10 @@ PEERS: dict[str, Peer] = {
     "numpy": Peer(("numpy",), _numpy_cast),
     "jax by hand": Peer(("jax",), _jax_cast),
     "torch eager": Peer(("torch",), _torch_cast),
-    "torch + qtorch": Peer(("torch", "qtorch"), _qtorch),
-    "pychop, numpy": Peer(("pychop",), functools.partial(_pychop, _numpy)),
-    "pychop, torch": Peer(("pychop", "torch"), functools.partial(_pychop, _torch)),
-    "pychop, jax": Peer(("pychop", "jax"), functools.partial(_pychop, _jax)),
+    "torch + qtorch": Peer(("torch", "qtorch"), _qtorch, slow=True),
+    "pychop, numpy": Peer(("pychop",), functools.partial(_pychop, _numpy), slow=True),
+    "pychop, torch": Peer(("pychop", "torch"), functools.partial(_pychop, _torch), slow=True),
+    "pychop, jax": Peer(("pychop", "jax"), functools.partial(_pychop, _jax), slow=True),
     "jax.nn": Peer(("jax",), _nn, rounds=False),
     "tokamax": Peer(("tokamax",), _tokamax, rounds=False),
     "torch SDPA": Peer(("torch",), _sdpa, rounds=False),
@@ -214,14 +215,19 @@ def apart(result: Any, drawn: Problem) -> float:
 
 
 def ours() -> Iterator[Row]:
-    """The same job by jaxattn: one recipe, and each of 256 with errors against float64."""
+    """The same job by jaxattn."""
     for shape in (SHORT, LONG):
         drawn = problem(*shape)
-        pair = limit(drawn)
-        times = take_turns(attention(job(), drawn), pair)
+        times = take_turns(attention(job(), drawn), limit(drawn))
         yield row("jaxattn", times, drawn, recipes=1, series="ours")
-        recipes = lattice(job(), dict.fromkeys(SITES, FORMATS))
-        times = take_turns(curves(recipes, drawn), pair)
+
+
+def ours_at_once() -> Iterator[Row]:
+    """256 such jobs with their errors against float64, divided by their number."""
+    recipes = lattice(job(), dict.fromkeys(SITES, FORMATS))
+    for shape in (SHORT, LONG):
+        drawn = problem(*shape)
+        times = take_turns(curves(recipes, drawn), limit(drawn))
         each = times._replace(seconds=times.seconds / len(recipes))
         why = f"errors and float64 reference included, {times.ratio:.1f} limits in all"
         what = f"jaxattn, each of {len(recipes)}"

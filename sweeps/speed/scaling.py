@@ -80,7 +80,7 @@ def lengths() -> Iterator[Row]:
     for (series, count), seconds in found.items():
         judged = series in ("ours", STREAM)
         yield Row(
-            what=f"exponent of {series} with the context",
+            what=f"exponent of {series}{f', {count} recipes' if count else ''}, with the context",
             value=exponent(list(LENGTHS), seconds),
             unit="exponent",
             least=1 - TOLERANCE if judged else None,
@@ -95,7 +95,7 @@ def _cases(drawn: Problem, pair: Call) -> Iterator[tuple[str, str, int | None, C
     yield "limit", "q·kᵀ whole, p·v whole", None, pair
     yield "reference", "the float64 reference alone", None, reference(drawn)
     for recipes in ([hmx()], eight_recipes(), lattice(hmx(), dict.fromkeys(SUMS, FORMATS))):
-        what = f"error_curves: {HMX}, {at_block(None)}"
+        what = f"error_curves of {len(recipes)}: {HMX}, {at_block(None)}"
         yield "ours", what, len(recipes), curves(recipes, drawn)
     yield STREAM, f"error_curves: {HMX}, of a Stream", 1, streaming(len(drawn.key))
 

@@ -46,22 +46,25 @@ class Subject(NamedTuple):
 SUBJECTS = {
     "limit": Subject("the limit itself", ours.limits),
     "one": Subject("one recipe, attention alone", ours.one),
-    "eight": Subject("eight recipes whose p differ, errors and reference included", ours.eight),
+    "eight": Subject(
+        "eight recipes whose p differ, errors and reference included", ours.eight, slow=True
+    ),
     "many": Subject("256 recipes that share scores and p, likewise", ours.many, slow=True),
     "binary": Subject("256 recipes, two formats at eight sites, likewise", ours.binary, slow=True),
     "oracle": Subject("a kernel that rounds its output at every key", ours.oracle),
     "recipes": Subject("cost against the number of recipes", ours.recipes, slow=True),
     "lengths": Subject("cost against the context", scaling.lengths, slow=True),
-    "contexts": Subject("cost against the number of contexts", scaling.contexts),
+    "contexts": Subject("cost against the number of contexts", scaling.contexts, slow=True),
     "memory": Subject("memory at 2^24 keys", scaling.memory, slow=True),
     "start": Subject("from a command to its answer, run before", commands.start, slow=True),
     "gpu": Subject("eight recipes on a GPU", gpu.rows),
     "jaxattn": Subject("one configuration, by jaxattn", peers.ours),
+    "jaxattn-256": Subject("256 configurations at once", peers.ours_at_once, slow=True),
     **{
         name.replace(", ", "-").replace(" + ", "-").replace(" ", "-").lower(): Subject(
-            f"the same by {name}", functools.partial(peers.rows, name)
+            f"the same by {name}", functools.partial(peers.rows, name), peer.slow
         )
-        for name in peers.PEERS
+        for name, peer in peers.PEERS.items()
     },
 }
 
@@ -106,7 +109,7 @@ def table(rows: pd.DataFrame) -> str:
         "A ratio is of medians, to the bare float32 q·kᵀ, p·v of that shape which took turns with",
         "the call, unless a unit follows. `python -m sweeps run speed --only NAME` measures one.",
         "All measured in one process."
-        if processes == 1
+        if processes <= 1
         else f"Measured in {processes} processes: delete the directory to measure all in one.",
         "",
         "speed: {} met, {} not met, {} not run".format(*counts),
@@ -133,7 +136,9 @@ def line(row: dict[str, Any]) -> list[str]:
 
 
 def number(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 or value.is_integer() else f"{value:.3g}"
+    if value >= 100 or value.is_integer():
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if value >= 10 else f"{value:.3f}"
 
 
 def duration(seconds: float) -> str:
