@@ -171,7 +171,7 @@ def _accumulate(
     def block(carry: Any, x: Any) -> tuple[Any, jax.Array]:
         (l, o), (a, b, r, parts, live, keys) = carry, x
         round = rounder(lanes, f, None if keys is None else keys[0])
-        l_next = round("l", "running_sum", round("l", "rescaled_sum", a * l) + r)
+        l_next = next_sum(round, l, a, r)
         y = None
         if lanes.structure.normalise == "blocks":
             before, after = take("o", "l", l), take("o", "l", l_next)
@@ -198,6 +198,11 @@ def _accumulate(
     blocks = (*(jnp.moveaxis(x, -1, 0) for x in (a, b, r)), parts, live, keys)
     (l, o), after = jax.lax.scan(block, (carry.l, carry.o), blocks)
     return l, o, carry.lost + _lost(lanes, f, carry.l, a, r, after, live, random)
+
+
+def next_sum(round: Any, l: jax.Array, a: jax.Array, r: jax.Array) -> jax.Array:
+    """l after a block of row sum r and rescale factor a, all [lanes, R]."""
+    return round("l", "running_sum", round("l", "rescaled_sum", a * l) + r)
 
 
 def _lost(

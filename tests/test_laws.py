@@ -15,8 +15,7 @@ import pytest
 
 import jaxattn
 from jaxattn import online_softmax
-from jaxattn.lanes import random_keys, weave
-from jaxattn.online_softmax import Carry
+from jaxattn.lanes import random_keys, rounder, weave
 from jaxattn.recipe import Recipe
 from jaxattn.rounding import round_to
 from jaxattn.scores import Queries
@@ -62,15 +61,14 @@ def walk(recipe, scores, value=(1.0,)):
 
 @functools.partial(jax.jit, static_argnums=0)
 def _sums(lanes, f, r, a):
-    zero = jnp.zeros((1, r.shape[1]), jnp.float32)
-    start = Carry(zero, zero, zero[..., None], zero)
+    round = rounder(lanes, f)
 
-    def body(carry, block):
-        a, r = (x[None, :, None] for x in block)
-        l, lost = online_softmax._running_sum(lanes, f, carry, a, r, jnp.ones((1,), bool), None)
-        return carry._replace(l=l[..., 0], lost=lost), l[0, :, 0]
+    def body(l, block):
+        a, r = (x[None] for x in block)
+        l = online_softmax.next_sum(round, l, a, r)
+        return l, l[0]
 
-    return jax.lax.scan(body, start, (a, r))[1]
+    return jax.lax.scan(body, jnp.zeros((1, r.shape[1]), jnp.float32), (a, r))[1]
 
 
 def sums(recipe, r, a=None):
