@@ -113,26 +113,22 @@ def error_curves(
     reader = Reader(stream)
     exact = Exact(reader, rows.astype(np.float64) * scale, lengths)
     names = (*metrics, "nonfinite")
-
-    waiting: list[tuple[Any, Outcome, dict[str, jax.Array]]] = []
+    waiting: list[tuple[Any, np.ndarray, dict[str, jax.Array]]] = []
 
     def report(members: list[int], context: int, outcome: Outcome) -> None:
         ideal = (x.reshape(outcome.result.shape[1 : x.ndim + 2]) for x in exact(context))
-        errors = measures.measure_on_device(names, outcome.result, outcome.lse, *ideal)
-        at = members, lengths.index(context)
-        waiting.append((at, outcome, errors))
+        found = measures.measure_on_device(names, outcome.result, outcome.lse, *ideal)
+        found |= {"lse": outcome.lse, "lost": outcome.lost}
+        waiting.append(((members, lengths.index(context)), outcome.recipes, found))
         if len(waiting) > WAITING:  # what the device still computes is not asked for
             store(*waiting.pop(0))
 
-    def store(at: Any, outcome: Outcome, errors: dict[str, jax.Array]) -> None:
-        def spread(x: Any) -> np.ndarray:
-            return _spread(np.asarray(x)[outcome.recipes], query.shape)
-
+    def store(at: Any, lanes: np.ndarray, found: dict[str, jax.Array]) -> None:
+        rows = {name: _spread(np.asarray(x)[lanes], query.shape) for name, x in found.items()}
         for name in metrics:
-            result.metrics[name][at] = spread(errors[name])
-        beyond = (np.asarray(errors["nonfinite"]) > 0) | ~(np.asarray(outcome.lse) < np.inf)
-        result.overflow[at] = spread(beyond)
-        result.stagnated[at] = spread(np.asarray(outcome.lost) > STAGNATED)
+            result.metrics[name][at] = rows[name]
+        result.overflow[at] = (rows["nonfinite"] > 0) | ~(rows["lse"] < np.inf)
+        result.stagnated[at] = rows["lost"] > STAGNATED
 
     sizes = (rows.shape[-1], stream.value_dim)
     jobs = _jobs(chosen, lengths, sizes, tile_keys, result.kv_block, devices)
@@ -150,8 +146,8 @@ def error_curves(
             scale=scale,
             formats=[format_of(dtype) for dtype in dtypes],
         )
-    for outcome in waiting:
-        store(*outcome)
+    for last in waiting:
+        store(*last)
     return result
 
 
@@ -260,6 +256,8 @@ def _devices(mesh: Mesh | None, heads: int) -> list[Mesh | None]:
     """The devices of each row of the mesh."""
     if mesh is None:
         return [None]
+    if not isinstance(mesh, Mesh):
+        raise TypeError(f"mesh must be a jax.sharding.Mesh or None, got a {type(mesh).__name__}")
     if mesh.axis_names != ("recipes", "heads"):
         raise ValueError(f"mesh must have the axes 'recipes' and 'heads', got {mesh.axis_names}")
     if heads % mesh.shape["heads"]:

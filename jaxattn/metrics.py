@@ -221,7 +221,7 @@ def measure_on_device(
             f" got {exact[0].shape} and {exact[1].shape}"
         )
     with jax.enable_x64(True):
-        return _measure(names, output, lse, *exact)
+        return _measure(names, jnp.asarray(output), jnp.asarray(lse), *exact)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -232,7 +232,8 @@ def _measure(
     reference: Float64,
     reference_lse: Float64,
 ) -> dict[str, jax.Array]:
-    if output.ndim > reference.ndim:  # a few of the recipes at a time: their rows stay in cache
+    # A few of the recipes at a time: their rows stay in cache. What is left is [T, N, D] or more.
+    if output.ndim > max(3, reference.ndim, reference_lse.ndim + 1):
         each = functools.partial(_measure, names, reference=reference, reference_lse=reference_lse)
         some = max(1, IN_CACHE // max(1, reference.size))
         return jax.lax.map(lambda one: each(*one), (output, lse), batch_size=some)

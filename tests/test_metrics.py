@@ -156,3 +156,18 @@ def test_refuses_bad_arguments():
         measure(["nmse"], arguments[0], arguments[1][0], *arguments[2:])
     with pytest.raises(ValueError, match="broadcast"):
         measure(["nmse"], *arguments[:2], arguments[2][..., :3], arguments[3])
+
+
+def test_a_reference_that_the_queries_share():
+    output, lse, reference, reference_lse = rows(shape=(5, 2, 3, 4))
+    names = ["nmse", "nmse_llama"]
+    shared = reference[0, 0, 0], reference_lse[0, 0, 0]  # [N, D] and [N]
+    got = measure(names, output, lse, *shared)
+    spread = (np.broadcast_to(x, like.shape) for x, like in zip(shared, (output, lse), strict=True))
+    for name, expected in measure(names, output, lse, *spread).items():
+        np.testing.assert_allclose(got[name], expected, rtol=1e-6)
+
+
+def test_lists():
+    got = measure(["nmse", "bias_l"], [[1.0, 2.0]], [0.5], [[1.0, 1.0]], [0.5])
+    assert got["nmse"].tolist() == [0.5] and got["bias_l"].tolist() == [0.0]
