@@ -104,8 +104,6 @@ def run(
         "--seeds": seeds,
         "--set": set_ or None,
     }
-    if not isinstance(chosen, Study):
-        _refuse(study, {"--devices": devices}, "use --processes")
     if isinstance(chosen, Study):
         _refuse(study, {"--only": only}, "use --recipes")
         work, notes = grid.work_of(
@@ -118,6 +116,7 @@ def run(
             max_context=max_context,
         )
     else:
+        _refuse(study, {"--devices": devices}, "use --processes")
         _refuse(study, options, "use --only")
         names = only.split(",") if only is not None else None
         work, notes = items.work_of(chosen, quick, names), []

@@ -15,8 +15,6 @@ import numpy as np
 
 from sweeps.plan import TILE_KEYS, Job
 
-PAGE_KEYS = 2**14  # that a pass holds at a time
-PIECE_KEYS = 2048  # that the reference takes at a time
 TILE_ARRAYS = 5  # arrays of the size of a tile's scores that a step has at once
 OUTPUT_ARRAYS = 5  # float64 arrays of the size of the outputs that errors are taken of
 ROW_BYTES = 6 * 4 + 2  # the metrics and flags of one recipe, context and query row
@@ -110,21 +108,22 @@ def _bytes(
     D: int,
     itemsize: int,
 ) -> int:
+    from jaxattn.passes import PIECE_KEYS
+    from jaxattn.reference import KEYS_PER_PIECE
     from jaxattn.tiles import tile_of
 
     rows, H = math.prod(shape[:3]), shape[3]
     results = len(recipes) * len(C) * rows * ROW_BYTES + len(C) * rows * (TABLE_BYTES + 8 * D)
-    piece = heads * (H + D) * min(PAGE_KEYS, C[-1]) * itemsize
-    scores = (
-        (H + D + rows // heads) * PIECE_KEYS * 8
-    )  # of the float64 reference, one head at a time
+    piece = heads * (H + D) * min(PIECE_KEYS, C[-1]) * itemsize
+    # Of the float64 reference, one head at a time.
+    scores = (H + D + rows // heads) * KEYS_PER_PIECE * 8
     held, step, outputs = 4 * piece + scores, 0, 0
     groups = _structures(recipes).values()
     for members in groups:
         layouts = {tile_of(members[0].kv_block, n, H, D, TILE_KEYS): n for n in C}
         width = 8 if members[0].storage == "float64" else 4
         lanes = len(members)
-        waiting = sum(n > PAGE_KEYS for n in layouts.values())  # for the others to catch up
+        waiting = sum(n > PIECE_KEYS for n in layouts.values())  # for the others to catch up
         held += waiting * (piece + 2 * lanes * rows * D * width) + rows * H * width
         tile = max(tile.width * tile.blocks for tile in layouts)
         # p·v of each block, but where each key's is added as it is made

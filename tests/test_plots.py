@@ -157,6 +157,16 @@ def overlaps(figure: Figure, texts: list[Text]) -> list[tuple[str, str]]:
     ]
 
 
+def assert_tidy(figure: Figure, name: str) -> None:
+    """No text lies on another, and all of them on the page."""
+    texts = [text for ax in figure.axes for text in ax.texts] + list(figure.texts)
+    texts += [ax.title for ax in figure.axes] + figure.legends[:1]
+    assert not overlaps(figure, [t for t in texts if isinstance(t, Text)]), name
+    box = figure.get_tightbbox()
+    assert box.x0 >= -0.02 and box.x1 <= figure.get_figwidth() + 0.02, name
+    assert box.y0 >= -0.02 and box.y1 <= figure.get_figheight() + 0.02, name
+
+
 def test_labels_of_lines_that_end_together_do_not_overlap(style):
     figure, (ax,) = fig.grid(1, label=1.0)
     error_axis(ax, 1e-8, 1.0, label=False)
@@ -241,12 +251,7 @@ def test_figures_label_every_panel_and_overlap_nowhere(style, inputs, kinds):
     panels = ["head 0", "head 1"] if "mine" in inputs else list(inputs)
     for name, figure in drawn.items():
         assert [ax.get_title(loc="left") for ax in figure.axes] == panels
-        texts = [text for ax in figure.axes for text in ax.texts] + list(figure.texts)
-        texts += [ax.title for ax in figure.axes] + figure.legends[:1]
-        assert not overlaps(figure, [t for t in texts if isinstance(t, Text)]), name
-        box = figure.get_tightbbox()
-        assert box.x0 >= -0.02 and box.x1 <= figure.get_figwidth() + 0.02, name
-        assert box.y0 >= -0.02 and box.y1 <= figure.get_figheight() + 0.02, name
+        assert_tidy(figure, name)
 
 
 def test_long_names_take_fewer_columns(style):

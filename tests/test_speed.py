@@ -10,8 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.text import Text
-from test_plots import overlaps
+from test_plots import assert_tidy
 
 import jaxattn
 from jaxattn.formats import FLOAT16
@@ -306,12 +305,7 @@ def test_figures_overlap_nowhere_and_fit_the_page(style, tmp_path):
     figures = drawn(tmp_path, made_rows())
     assert list(figures) == ["speed"]
     for name, figure in figures.items():
-        texts = [text for ax in figure.axes for text in ax.texts] + list(figure.texts)
-        texts += [ax.title for ax in figure.axes] + figure.legends[:1]
-        assert not overlaps(figure, [t for t in texts if isinstance(t, Text)]), name
-        box = figure.get_tightbbox()
-        assert box.x0 >= -0.02 and box.x1 <= figure.get_figwidth() + 0.02, name
-        assert box.y0 >= -0.02 and box.y1 <= figure.get_figheight() + 0.02, name
+        assert_tidy(figure, name)
 
 
 def test_a_quick_run_draws_its_peers_alone_and_nothing_draws_nothing(style, tmp_path, capsys):
