@@ -1,5 +1,7 @@
 """The sums of attention: the row sum, and the two matrix products in a kernel's accumulators."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -9,16 +11,21 @@ from jaxattn.rounding import round_to
 HIGHEST = jax.lax.Precision.HIGHEST
 
 
-def total(x: jax.Array) -> jax.Array:
-    """The sum over the last axis by halves, [..., w] -> [...].
+def by_halves(combine: Callable[..., jax.Array], x: jax.Array) -> jax.Array:
+    """The last axis folded onto itself until one is left, [..., w] -> [...]; 0 has no effect.
 
-    Only elementwise additions: a reduction's order may change with the shape and company of x.
+    Only elementwise operations: a reduction's order may change with the shape and company of x.
     """
     while (width := x.shape[-1]) > 1:
         half = -(-width // 2)
         rest = jnp.pad(x[..., half:], [(0, 0)] * (x.ndim - 1) + [(0, 2 * half - width)])
-        x = x[..., :half] + rest
+        x = combine(x[..., :half], rest)
     return x[..., 0]
+
+
+def total(x: jax.Array) -> jax.Array:
+    """The sum over the last axis, by halves."""
+    return by_halves(jnp.add, x)
 
 
 def scores(q: jax.Array, k: jax.Array) -> jax.Array:

@@ -15,15 +15,13 @@ from jax.sharding import Mesh
 
 from jaxattn import block_rules, kernels, tiles
 from jaxattn import metrics as measures
+from jaxattn.errors import Errors
 from jaxattn.formats import format_of
 from jaxattn.lanes import structure_of
-from jaxattn.passes import Exact, Job, Outcome, Reader, run_all
+from jaxattn.passes import Exact, Job, Reader, run_all
 from jaxattn.recipe import Recipe
 
-# l is called stagnated once updates that changed nothing have cost it this share of its weight.
-STAGNATED = 0.01
 LONGEST = 2**30  # keys are counted in 32 bits
-WAITING = 4  # contexts whose errors may still be on the device
 
 METRICS = ("nmse", "rel_l2", "max_abs", "cosine", "bias_l", "bias_o")
 
@@ -112,23 +110,7 @@ def error_curves(
 
     reader = Reader(stream)
     exact = Exact(reader, rows.astype(np.float64) * scale, lengths)
-    names = (*metrics, "nonfinite")
-    waiting: list[tuple[Any, np.ndarray, dict[str, jax.Array]]] = []
-
-    def report(members: list[int], context: int, outcome: Outcome) -> None:
-        ideal = (x.reshape(outcome.result.shape[1 : x.ndim + 2]) for x in exact(context))
-        found = measures.measure_on_device(names, outcome.result, outcome.lse, *ideal)
-        found |= {"lse": outcome.lse, "lost": outcome.lost}
-        waiting.append(((members, lengths.index(context)), outcome.recipes, found))
-        if len(waiting) > WAITING:  # what the device still computes is not asked for
-            store(*waiting.pop(0))
-
-    def store(at: Any, lanes: np.ndarray, found: dict[str, jax.Array]) -> None:
-        rows = {name: _spread(np.asarray(x)[lanes], query.shape) for name, x in found.items()}
-        for name in metrics:
-            result.metrics[name][at] = rows[name]
-        result.overflow[at] = (rows["nonfinite"] > 0) | ~(rows["lse"] < np.inf)
-        result.stagnated[at] = rows["lost"] > STAGNATED
+    errors = Errors(lengths, exact, *result[2:5])
 
     sizes = (rows.shape[-1], stream.value_dim)
     jobs = _jobs(chosen, lengths, sizes, tile_keys, result.kv_block, devices)
@@ -138,7 +120,7 @@ def error_curves(
             jobs,
             reader,
             exact,
-            report,
+            errors.report,
             progress,
             rows=rows,
             group=query.shape[0] * query.shape[2] // stream.heads,
@@ -146,8 +128,7 @@ def error_curves(
             scale=scale,
             formats=[format_of(dtype) for dtype in dtypes],
         )
-    for last in waiting:
-        store(*last)
+        errors.close()
     return result
 
 
@@ -243,13 +224,6 @@ def _rows(query: np.ndarray, heads: int) -> np.ndarray:
     G = B * N // heads
     grouped = query.reshape(B, T, heads // B, G, H)
     return np.moveaxis(grouped, 2, 1).reshape(heads, T * G, H)
-
-
-def _spread(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """[recipe, B·K, T, G] -> [recipe, B, T, N]."""
-    B, T, N, _ = shape
-    split = x.reshape(len(x), B, x.shape[1] // B, *x.shape[2:])
-    return np.moveaxis(split, 3, 2).reshape(len(x), B, T, N)
 
 
 def _devices(mesh: Mesh | None, heads: int) -> list[Mesh | None]:

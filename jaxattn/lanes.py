@@ -155,12 +155,17 @@ class Lanes:
     stochastic: frozenset[str]
     sums_probs: bool
 
-    def take(self, child: str, parent: str, x: jax.Array) -> jax.Array:
-        """x [lanes of parent, ...] as the lanes of `child` read it (or still one lane for all)."""
+    def take(
+        self, child: str, parent: str, x: jax.Array, some: jax.Array | None = None
+    ) -> jax.Array:
+        """x [lanes of parent, ...] as the lanes of `child` read it (or still one lane for all).
+
+        some: int [n], lanes of `child`; all of them by default
+        """
         index = dict(self.parents)[child + parent]
-        if x.shape[0] == 1 or index == tuple(range(x.shape[0])):
+        if x.shape[0] == 1 or (some is None and index == tuple(range(x.shape[0]))):
             return x
-        return x[np.array(index)]
+        return x[np.array(index) if some is None else jnp.array(index, jnp.int32)[some]]
 
     @functools.cached_property
     def way(self) -> dict[str, str]:

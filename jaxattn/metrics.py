@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from jaxattn.contraction import by_halves, total
+
 Float64 = jax.Array
-IN_CACHE = 2**18  # elements
 
 
 class Rows(NamedTuple):
@@ -30,7 +31,12 @@ class Rows(NamedTuple):
 
 
 def _dot(a: Float64, b: Float64) -> Float64:
-    return jnp.sum(a * b, axis=-1)
+    return total(a * b)
+
+
+def _largest(x: Float64) -> Float64:
+    """max |x|, nan if one is nan."""
+    return by_halves(jnp.maximum, jnp.abs(x))
 
 
 def _ratio(part: Float64, whole: Float64) -> Float64:
@@ -73,14 +79,12 @@ def rel_l2(rows: Rows) -> Float64:
 
 def rel_l1(rows: Rows) -> Float64:
     """||error||_1 / ||reference||_1."""
-    return _or_inf(
-        rows, _ratio(jnp.abs(rows.error).sum(axis=-1), jnp.abs(rows.reference).sum(axis=-1))
-    )
+    return _or_inf(rows, _ratio(total(jnp.abs(rows.error)), total(jnp.abs(rows.reference))))
 
 
 def max_abs(rows: Rows) -> Float64:
     """max |error|."""
-    return _or_inf(rows, jnp.abs(rows.error).max(axis=-1))
+    return _or_inf(rows, _largest(rows.error))
 
 
 def cosine(rows: Rows) -> Float64:
@@ -99,7 +103,7 @@ def ulps(rows: Rows) -> Float64:
     """max |error| / ulp(reference), the ulp being float16's (2^-24 below its normal range)."""
     exponent = jnp.where(rows.reference == 0.0, -14, jnp.frexp(rows.reference)[1] - 1)
     ulp = jnp.ldexp(1.0, jnp.maximum(exponent, -14) - 10)
-    return _or_inf(rows, (jnp.abs(rows.error) / ulp).max(axis=-1))
+    return _or_inf(rows, _largest(rows.error / ulp))
 
 
 def _lse_difference(rows: Rows) -> Float64:
@@ -193,18 +197,6 @@ def measure(
     Raises:
       ValueError: an unknown name, or shapes that do not fit.
     """
-    errors = measure_on_device(names, output, lse, reference, reference_lse)
-    return {name: np.asarray(values) for name, values in errors.items()}
-
-
-def measure_on_device(
-    names: Sequence[str],
-    output: ArrayLike,
-    lse: ArrayLike,
-    reference: ArrayLike,
-    reference_lse: ArrayLike,
-) -> dict[str, jax.Array]:
-    """`measure`, without waiting for the device."""
     names = check_names(names)
     shape, rows = np.shape(output), np.shape(lse)
     if len(shape) == 0 or shape[-1] == 0 or rows != shape[:-1]:
@@ -221,23 +213,20 @@ def measure_on_device(
             f" got {exact[0].shape} and {exact[1].shape}"
         )
     with jax.enable_x64(True):
-        return _measure(names, jnp.asarray(output), jnp.asarray(lse), *exact)
+        errors = measure_rows(names, jnp.asarray(output), jnp.asarray(lse), *exact)
+    return {name: np.asarray(values) for name, values in errors.items()}
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _measure(
+def measure_rows(
     names: tuple[str, ...],
     output: jax.Array,
     lse: jax.Array,
     reference: Float64,
     reference_lse: Float64,
 ) -> dict[str, jax.Array]:
-    # A few of the recipes at a time: their rows stay in cache. What is left is [T, N, D] or more.
-    if output.ndim > max(3, reference.ndim, reference_lse.ndim + 1):
-        each = functools.partial(_measure, names, reference=reference, reference_lse=reference_lse)
-        some = max(1, IN_CACHE // max(1, reference.size))
-        return jax.lax.map(lambda one: each(*one), (output, lse), batch_size=some)
-    finite = jnp.isfinite(output).all(axis=-1)
+    """`measure` of arrays on the device, in the scope of jax.enable_x64."""
+    finite = jnp.isfinite(_largest(output))
     output, lse = output.astype(jnp.float64), lse.astype(jnp.float64)
     reference = jnp.broadcast_to(reference, output.shape)
     reference_lse = jnp.broadcast_to(reference_lse, lse.shape)

@@ -4,6 +4,7 @@ Letters: R query rows that share a KV head, n blocks of w keys in a tile, H and 
 dim; every array of a quantity has its lanes (lanes.py) on the leading axis.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -281,14 +282,18 @@ def finish(
     carry: Carry,
     sinks: jax.Array | None = None,
     random: jax.Array | None = None,
+    some: jax.Array | None = None,
 ) -> tuple[jax.Array, ...]:
     """result [lanes of y, R, D], log-sum-exp [lanes of y, R] in nats, the carry's lost likewise.
 
-    sinks [R] or None; random: a PRNG key, where sinks meet a site that rounds stochastically.
+    sinks [R] or None; random: a PRNG key, where sinks meet a site that rounds stochastically;
+    some: int [n], the lanes of y to finish, all of them by default.
     """
-    round, take = rounder(lanes, f, random), lanes.take
-    m, l, o = take("y", "m", carry.m), take("y", "l", carry.l), take("y", "o", carry.o)
-    lost = take("y", "l", carry.lost)
+    if some is not None:
+        f = {**f, "y": jax.tree.map(lambda x: x[some], f["y"])}
+    round, take = rounder(lanes, f, random), functools.partial(lanes.take, "y", some=some)
+    m, l, o = take("m", carry.m), take("l", carry.l), take("o", carry.o)
+    lost = take("l", carry.lost)
     normalise, kind = lanes.structure.normalise, None if sinks is None else lanes.structure.sinks
     if kind in ("end", "after") and normalise in ("blocks", "before"):
         o, normalise = o * l[..., None], "divide"
@@ -310,5 +315,6 @@ def finish(
     result = round("y", "result", scaled)
     nats = 1 / LOG2E if lanes.base_2 else 1.0
     lse = jnp.where(empty, -jnp.inf, jax.lax.stop_gradient(m) * nats + jnp.log(safe))
-    count = lanes.count("y")  # where all lanes of y read one lane, it stands for them until here
+    # Where all lanes of y read one lane, it stands for them until here.
+    count = lanes.count("y") if some is None else len(some)
     return tuple(jnp.broadcast_to(x, (count, *x.shape[1:])) for x in (result, lse, lost))

@@ -124,13 +124,15 @@ def over_heads(x: Any, devices: Mesh | None, axis: int = 0) -> Any:
 
 
 class Outcome(NamedTuple):
-    """result [lanes, K, T, G, D], log-sum-exp [lanes, K, T, G] and the lost share of l likewise, on
-    the device; recipes: the lane of each recipe."""
+    """What a pass holds at a context: a carry [K, lanes, ...] on the device, and how to finish it.
 
-    result: jax.Array
-    lse: jax.Array
-    lost: jax.Array
-    recipes: np.ndarray
+    group: the heads that a KV head's rows belong to, each in turn
+    """
+
+    lanes: Lanes
+    f: Any
+    carry: online_softmax.Carry
+    group: int
 
 
 def run(
@@ -158,8 +160,7 @@ def run(
     def conclude(parts: list[Any]) -> Outcome:
         with storage(structure.storage):
             carry = functools.reduce(functools.partial(_merge, lanes), parts)
-            result, lse, lost = _finish(lanes, f, carry, group)
-        return Outcome(result, lse, lost, np.array(lanes.recipes))
+        return Outcome(lanes, f, carry, group)
 
     if structure.split_kv == 1 and structure.kv_order == "forward":
         for at, context, carry in segment(0, job.contexts):
@@ -286,12 +287,6 @@ def _advance(
         return jax.vmap(step, in_axes=axes)(queries, carry, k, v, valid, None, None, random)
 
     return jax.lax.fori_loop(begin, end, body, carry)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 3))
-def _finish(lanes: Lanes, f: Any, carry: Any, group: int) -> tuple[jax.Array, ...]:
-    finish = jax.vmap(functools.partial(online_softmax.finish, lanes, f), out_axes=1)
-    return tuple(x.reshape(*x.shape[:2], -1, group, *x.shape[3:]) for x in finish(carry))
 
 
 @functools.partial(jax.jit, static_argnums=0)

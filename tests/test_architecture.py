@@ -34,6 +34,7 @@ ORDER = (
     "jaxattn.inputs",
     "jaxattn.captures",
     "jaxattn.passes",
+    "jaxattn.errors",
     "jaxattn.curves",
     "jaxattn.theory",
     "jaxattn.atlas",
