@@ -166,13 +166,17 @@ def largest(
 def width(rule: int | str, context: int, head_dim: int, value_dim: int) -> int:
     """Slots that a block of `rule` is laid in at `context` keys: few sizes, each a compilation.
 
-    A number passes through; the HMX rules have one width, "whole" the next power of two.
-    Raises as block_size.
+    A number passes through; the HMX rules have thirds of their widest block, "whole" the next
+    power of two. Raises as block_size.
     """
+    kv_block = block_size(rule, context, head_dim, value_dim)
+    if not isinstance(rule, str):
+        return kv_block
     if rule == "whole":
-        block_size(rule, context, head_dim, value_dim)
         return max(WHOLE_UNIT, 1 << (context - 1).bit_length())
-    return widest(rule, head_dim, value_dim)
+    most = widest(rule, head_dim, value_dim)
+    thirds = (_up(_ceil(i * most, 3), UNIT) for i in (1, 2, 3))
+    return next((width for width in thirds if width >= kv_block), most)
 
 
 @functools.cache

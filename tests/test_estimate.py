@@ -108,7 +108,7 @@ def test_a_run_that_cannot_fit_is_refused_before_it_starts(tmp_path):
         tmp_path / "big.npz", query=np.zeros((1, 2048, 32, 64), np.float16), key=key, value=key
     )
     arguments = ["run", "hexagon", "--inputs", tmp_path / "big.npz", "--out", tmp_path / "out"]
-    command = [sys.executable, "-c", LIMITED, "8", *map(str, arguments)]
+    command = [sys.executable, "-c", LIMITED, "5", *map(str, arguments)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and not (tmp_path / "out").exists()
     assert "of memory, and" in done.stderr and len(done.stderr.splitlines()) == 1
