@@ -110,7 +110,7 @@ def error_curves(
 
     reader = Reader(stream)
     exact = Exact(reader, rows.astype(np.float64) * scale, lengths)
-    errors = Errors(lengths, exact, *result[2:5])
+    errors = Errors(lengths, exact, result.metrics, result.overflow, result.stagnated)
 
     sizes = (rows.shape[-1], stream.value_dim)
     jobs = _jobs(chosen, lengths, sizes, tile_keys, result.kv_block, devices)

@@ -20,6 +20,7 @@ from jaxattn import (
     passes,
     reference_attention,
 )
+from jaxattn import errors as errors_module
 from jaxattn.curves import Curves, default_contexts
 from jaxattn.recipe import Recipe
 
@@ -140,6 +141,19 @@ def test_metrics_are_those_of_the_outputs(arrays):
             np.testing.assert_allclose(curves.metrics[name][i, 0], x, **near, err_msg=name)
         assert curves.metrics["nmse"].shape == (2, 1, 2, 3, 4)
     assert np.all(curves.metrics["nmse"][0] < 1e-11) and np.all(curves.metrics["nmse"][1] > 1e-8)
+
+
+def test_errors_of_a_few_recipes_at_a_time_are_those_of_all(arrays, monkeypatch):
+    """Bit for bit, of seven recipes: two at a time, which do not divide seven, and one."""
+    query, key, value = (x[:, :300] for x in arrays)
+    sites = ("output", "inverse", "result", "running_sum", "running_max", "final_output")
+    recipes = [FLOAT32, *(FLOAT32.replace(name=s, **{s: "bfloat16"}) for s in sites)]
+    together = error_curves(query, key, value, recipes, contexts=[70, 300])
+    for elements in (2 * 4 * 6 * D, 1):
+        monkeypatch.setattr(errors_module, "IN_CACHE", elements)
+        jax.clear_caches()
+        assert_equal(error_curves(query, key, value, recipes, contexts=[70, 300]), together)
+    jax.clear_caches()  # what was compiled for these sizes
 
 
 @pytest.mark.parametrize("site", ["output", "value", "inverse", "result", "probs"])
