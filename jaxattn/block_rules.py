@@ -176,16 +176,14 @@ def width(rule: int | str, context: int, head_dim: int, value_dim: int) -> int:
         return max(WHOLE_UNIT, 1 << (context - 1).bit_length())
     most = widest(rule, head_dim, value_dim)
     thirds = (_up(_ceil(i * most, 3), UNIT) for i in (1, 2, 3))
-    return next((width for width in thirds if width >= kv_block), most)
+    return next((width for width in thirds if width >= kv_block), kv_block)
 
 
 @functools.cache
-def widest(rule: int | str, head_dim: int, value_dim: int) -> int:
+def widest(rule: str, head_dim: int, value_dim: int) -> int:
     """The largest block that an HMX rule chooses at any multiple of 64 keys up to 2^16, or settles
-    on. A number passes through. Raises as block_size.
+    on. Raises as block_size.
     """
-    if not isinstance(rule, str):
-        return block_size(rule, 1, head_dim, value_dim)
     sizes = (block_size(rule, n, head_dim, value_dim) for n in range(UNIT, 2**16, UNIT))
     return max(largest(rule, head_dim, value_dim), *sizes)
 

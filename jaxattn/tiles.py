@@ -33,11 +33,11 @@ def tile_of(
 ) -> Tile:
     """The tile for `context` keys: of about `keys` slots, the same whatever the context is.
 
-    A rule's blocks get a common width, so that contexts share one compiled step and a prefix
+    A rule's blocks get one of few widths, so that contexts share compiled steps, and a prefix
     equals a run of that length bit for bit.
     """
     kv_block = block_rules.block_size(rule, context, head_dim, value_dim)
-    width = max(kv_block, block_rules.width(rule, context, head_dim, value_dim))
+    width = block_rules.width(rule, context, head_dim, value_dim)
     return Tile(kv_block, width, max(1, (keys or TILE_KEYS) // width))
 
 
