@@ -237,16 +237,18 @@ def _lay(
     piece: tuple[np.ndarray, np.ndarray], starts: np.ndarray, low: int, tile: tiles.Tile
 ) -> Iterator[np.ndarray]:
     """Keys [S, K, .] from key `low` on, as blocks [tiles, n, w, K, .]; empty slots hold zeros."""
-    slots = (starts - low)[..., None] + np.arange(tile.width)
-    filled = (np.arange(tile.width) < tile.kv_block) & (slots < len(piece[0]))
-    straight = filled.all() and bool((np.diff(slots.ravel()) == 1).all())
+    first = (starts - low).ravel()
+    straight = tile.width == tile.kv_block and bool((np.diff(first) == tile.width).all())
     for x in piece:
-        if straight:
-            yield x.reshape(*slots.shape, *x.shape[1:])
-        else:
-            laid = np.zeros((*slots.shape, *x.shape[1:]), x.dtype)
-            laid[filled] = x[slots[filled]]
-            yield laid
+        if straight and len(x) == first.size * tile.width:
+            yield x.reshape(*starts.shape, tile.width, *x.shape[1:])
+            continue
+        laid = np.zeros((*starts.shape, tile.width, *x.shape[1:]), x.dtype)
+        blocks = laid.reshape(-1, *laid.shape[2:])
+        for block, start in zip(blocks, first, strict=True):
+            some = x[start : start + tile.kv_block]
+            block[: len(some)] = some
+        yield laid
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4, 5))

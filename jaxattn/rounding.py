@@ -100,9 +100,7 @@ def common(format: Format) -> bool:
 def round_to_half(x: jax.Array, precision: Any) -> jax.Array:
     """round_to(x, "float16") for float32 x by the host's own conversion, many times faster.
 
-    precision: float16's 11, traced, aligned with the leading axes of x. That it might be another
-    number is what keeps a compiler from dropping the two conversions, or from fusing what stands
-    on their two sides into one multiply-add.
+    precision: float16's 11, traced, aligned with the leading axes of x.
     """
     return _through_half(x, _aligned(precision, x.ndim))
 
@@ -224,6 +222,17 @@ def _common_bits(x: jax.Array, format: Format) -> jax.Array:
 
 @functools.partial(jax.jit, inline=True)
 def _half_bits(x: jax.Array, precision: jax.Array) -> jax.Array:
+    # No compiler may drop the two conversions, or fuse what stands on their two sides into one
+    # multiply-add. On CPU a barrier is enough, and half as dear as bits that depend on `precision`.
+    x = jnp.broadcast_to(x, jnp.broadcast_shapes(x.shape, precision.shape))
+    return jax.lax.platform_dependent(x, precision, cpu=_barred_half, default=_guarded_half)
+
+
+def _barred_half(x: jax.Array, precision: jax.Array) -> jax.Array:
+    return jax.lax.optimization_barrier(x.astype(jnp.float16)).astype(jnp.float32)
+
+
+def _guarded_half(x: jax.Array, precision: jax.Array) -> jax.Array:
     word = jax.lax.bitcast_convert_type(x.astype(jnp.float16), jnp.uint16)
     word |= (precision - 11).astype(jnp.uint16)
     return jax.lax.bitcast_convert_type(word, jnp.float16).astype(jnp.float32)

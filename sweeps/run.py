@@ -85,7 +85,7 @@ def use_compilation_cache() -> None:
         return
     if os.access(path, os.W_OK):
         jax.config.update("jax_compilation_cache_dir", path)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def _cpu() -> str:
