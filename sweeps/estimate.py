@@ -16,7 +16,7 @@ import numpy as np
 from sweeps.plan import TILE_KEYS, Job
 
 TILE_ARRAYS = 5  # arrays of the size of a tile's scores that a step has at once
-OUTPUT_ARRAYS = 5  # float64 arrays of the size of the outputs that errors are taken of
+OUTPUT_ARRAYS = 5  # float64 arrays of the size of the outputs that are measured at once
 ROW_BYTES = 6 * 4 + 2  # the metrics and flags of one recipe, context and query row
 TABLE_BYTES = 150  # a row of a part that is being written
 PROGRAM_BYTES = 25 * 2**20  # compiled, or being compiled: one structure of recipes
@@ -108,6 +108,7 @@ def _bytes(
     D: int,
     itemsize: int,
 ) -> int:
+    from jaxattn.errors import IN_CACHE
     from jaxattn.passes import PIECE_KEYS
     from jaxattn.reference import KEYS_PER_PIECE
     from jaxattn.tiles import tile_of
@@ -129,7 +130,8 @@ def _bytes(
         # p·v of each block, but where each key's is added as it is made
         values = max(tile.blocks * D * (tile.width > 1) for tile in layouts)
         step = max(step, lanes * rows * (TILE_ARRAYS * tile + values) * width)
-        outputs = max(outputs, OUTPUT_ARRAYS * lanes * rows * D * 8)
+        some = max(rows * D, min(lanes * rows * D, IN_CACHE))
+        outputs = max(outputs, OUTPUT_ARRAYS * some * 8)
     return BASE_BYTES + results + held + step + outputs + PROGRAM_BYTES * len(groups)
 
 
