@@ -1,4 +1,4 @@
-"""`python -m sweeps list | run STUDY | show DIR`: parses and prints; the rest of sweeps works.
+"""`python -m sweeps list | run STUDY | show DIR | report DIR`: parses and prints; the rest works.
 
 Exit codes: 0 when the command completed, 2 for bad input (one line; nothing was computed),
 1 when the machine failed it (disk full, no memory, a process lost), 130 after Ctrl-C; finished
@@ -191,6 +191,34 @@ def show(
 ) -> None:
     """Print the table of stored rows again; computes nothing."""
     _print_tables(directory)
+
+
+@app.command()
+def report(
+    directories: Annotated[list[Path], typer.Argument(metavar="DIR...", help="what `run` wrote")],
+    answer: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="what a jaxattn command printed, kept as text"),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="the page [default: DIR/_report.html, of the first]")
+    ] = None,
+) -> None:
+    """Write one self-contained HTML page: question, method, figures, tables, provenance."""
+    from sweeps import report as reports
+    from sweeps.store import REPORT, read_manifest, write_whole
+
+    path = out or directories[0] / REPORT
+    if path.is_dir() or not path.parent.is_dir():
+        raise ValueError(f"--out {path}: must be a file, in a directory that is there")
+    sections = [
+        reports.section(root, _study(read_manifest(root)["study"], quick=False), number)
+        for number, root in enumerate(directories)
+    ]
+    answers = [reports.answer(path, number) for number, path in enumerate(answer or ())]
+    text = reports.page(sections, answers)
+    write_whole(path, lambda temporary: temporary.write_text(text))
+    print(path)
 
 
 def _study(name: str, quick: bool) -> Any:

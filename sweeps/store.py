@@ -5,6 +5,7 @@ Layout of DIR::
     <sha256>.parquet    one part: the rows of one recipe, input, seed and block size
     _manifest.json      the present run: recipes in full, versions, seeds, command, its parts
     _figures/           drawn by `python -m plots DIR`
+    _report.html        written by `python -m sweeps report DIR`
     _aside/             parts that this directory's last run did not ask for
 
 Readers of Parquet directories skip names that begin with `_` or `.`, so that
@@ -35,6 +36,7 @@ import pyarrow.parquet
 from sweeps.keys import FORMAT, canonical, plain
 
 MANIFEST, ASIDE, FIGURES, TEMPORARY = "_manifest.json", "_aside", "_figures", "_tmp-"
+REPORT = "_report.html"
 PART_NAME = re.compile(r"[0-9a-f]{64}\.parquet")
 METADATA = b"jaxattn"
 
@@ -127,7 +129,7 @@ def check_directory(root: Path, study: str) -> None:
 
 
 def _ours(name: str) -> bool:
-    reserved = name in (MANIFEST, ASIDE, FIGURES)
+    reserved = name in (MANIFEST, ASIDE, FIGURES, REPORT)
     return reserved or name.startswith((".", TEMPORARY)) or bool(PART_NAME.fullmatch(name))
 
 
@@ -163,7 +165,7 @@ class Store:
                 else:
                     finished[key] = provenance
         text = json.dumps(plain({"format": FORMAT, **manifest}), indent=1, allow_nan=False)
-        self._replace(self.root / MANIFEST, lambda path: path.write_text(text + "\n"))
+        write_whole(self.root / MANIFEST, lambda path: path.write_text(text + "\n"))
         return finished
 
     def join(self, keys: Sequence[str], patience: float = 60.0) -> dict[str, dict[str, Any]]:
@@ -192,24 +194,26 @@ class Store:
         """Write one part, whole or not at all."""
         metadata = {METADATA: canonical({**provenance, "key": key}).encode()}
         rows = rows.replace_schema_metadata(metadata)
-        self._replace(
+        write_whole(
             self.path(key),
             lambda path: pa.parquet.write_table(
                 rows, path, compression="zstd", write_page_checksum=True
             ),
         )
 
-    def _replace(self, path: Path, write: Callable[[Path], object]) -> None:
-        handle, name = tempfile.mkstemp(prefix=TEMPORARY, dir=self.root)
-        temporary = Path(name)
-        try:
-            os.fchmod(handle, 0o644)
-            write(temporary)
-            os.fsync(handle)
-            os.replace(temporary, path)
-        finally:
-            os.close(handle)
-            temporary.unlink(missing_ok=True)
+
+def write_whole(target: Path, write: Callable[[Path], object]) -> None:
+    """What `write` puts into the file that it is given, as `target`, whole or not at all."""
+    handle, name = tempfile.mkstemp(prefix=TEMPORARY, dir=target.parent)
+    temporary = Path(name)
+    try:
+        os.fchmod(handle, 0o644)
+        write(temporary)
+        os.fsync(handle)
+        os.replace(temporary, target)
+    finally:
+        os.close(handle)
+        temporary.unlink(missing_ok=True)
 
 
 def read_provenance(path: Path) -> dict[str, Any] | None:

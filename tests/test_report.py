@@ -1,0 +1,135 @@
+"""The report: one page that needs nothing else, of what studies found and commands answered."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sweeps import report
+from sweeps.__main__ import main
+from sweeps.store import REPORT, StoreError
+
+ROOT = Path(__file__).resolve().parent.parent
+SVG = """<?xml version="1.0"?>
+<svg xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="0 0 9 9" xmlns="http://www.w3.org/2000/svg">
+<metadata>made by</metadata>
+<defs><clipPath id="p1"><rect/></clipPath><path id="glyph"/></defs>
+<g id="axes_1" clip-path="url(#p1)"><use xlink:href="#glyph"/></g></svg>"""
+
+
+def sweeps(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "sweeps", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """A small real study with its figures."""
+    root = tmp_path_factory.mktemp("study") / "rows"
+    done = sweeps(
+        *("run", "hexagon", "--quick", "--recipes", "metal", "--inputs", "gaussian,sink"),
+        *("--max-context", 512, "--out", root),
+    )
+    assert done.returncode == 0, done.stderr
+    return root
+
+
+def failed(monkeypatch, capsys, *arguments: object) -> tuple[int, str]:
+    """Exit code and standard error of a command that ends early, in this process."""
+    monkeypatch.setattr(sys, "argv", ["sweeps", *map(str, arguments)])
+    with pytest.raises(SystemExit) as end:
+        main()
+    return end.value.code, capsys.readouterr().err
+
+
+def written(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def test_a_page_of_a_study_and_an_answer(study, tmp_path):
+    answer = written(tmp_path / "my_answer.txt", "kernel  NMSE\n<b>metal</b>  1e-6\n")
+    done = sweeps("report", study, "--answer", answer)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert Path(done.stdout.strip()) == study / REPORT
+    text = (study / REPORT).read_text()
+    assert text.count("<svg") == len(list((study / "_figures").glob("*.svg"))) > 0
+    assert "gaussian, sink" in text and "seed 0" in text and "256 to 512 keys" in text
+    assert "my answer" in text and "&lt;b&gt;metal" in text and "<b>metal" not in text
+    assert "python -m sweeps run hexagon" in text and "ggml-metal" in text  # made how, of what
+
+
+def test_a_page_needs_nothing_else(study):
+    sweeps("report", study)
+    text = (study / REPORT).read_text()
+    elsewhere = re.findall(r"""(?:src|href)=["'](?!#)[^"']*|url\((?!#)[^)]*""", text)
+    assert elsewhere == [] and "<script" not in text and "default-src 'none'" in text
+    names = re.findall(r'\bid="([^"]*)"', text)
+    assert len(names) == len(set(names))
+    assert set(re.findall(r"""(?:href="#|url\(#)([^")]*)""", text)) <= set(names)
+
+
+def test_the_same_study_runs_on_beside_its_page(study):
+    sweeps("report", study)
+    again = sweeps("run", "hexagon", "--quick", "--recipes", "metal", "--inputs", "gaussian,sink",
+                   "--max-context", 512, "--out", study, "--no-figures")  # fmt: skip
+    assert again.returncode == 0 and (study / REPORT).exists()
+
+
+def test_pictures_share_a_page(tmp_path):
+    path = written(tmp_path / "error_by_block.svg", SVG)
+    first, second = report.picture(path, "a-"), report.picture(path, "b-")
+    assert 'id="a-p1"' in first and "url(#a-p1)" in first and 'href="#a-glyph"' in first
+    assert not set(re.findall('id="(.*?)"', first)) & set(re.findall('id="(.*?)"', second))
+    assert first.startswith('<svg role="img" aria-label="error by block"')
+    assert "made by" not in first and "<?xml" not in first
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        "not a picture",
+        SVG.replace("<metadata>", "<script>alert(1)</script><metadata>"),
+        SVG.replace("<g ", '<g onload="alert(1)" '),
+        SVG.replace("#glyph", "https://example.org/x.svg#glyph"),
+        SVG.replace('"#glyph"', "'javascript:alert(1)'"),
+        SVG.replace("url(#p1)", "url(https://example.org)"),
+        SVG.replace("<g ", "<style>@import 'https://example.org'</style><g "),
+    ],
+)
+def test_foreign_pictures_are_refused(tmp_path, hostile):
+    with pytest.raises(StoreError, match="delete it, draw again"):
+        report.picture(written(tmp_path / "x.svg", hostile), "a-")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda a, study, tmp: a.append(tmp / "nowhere"), "no such directory"),
+        (lambda a, study, tmp: a.extend(["--answer", tmp / "none.txt"]), "none.txt"),
+        (lambda a, study, tmp: a.extend(["--answer", written(tmp / "e.txt", " ")]), "not empty"),
+        (lambda a, study, tmp: a.extend(["--out", tmp / "no" / "page.html"]), "that is there"),
+        (lambda a, study, tmp: a.extend(["--out", tmp]), "must be a file"),
+    ],
+    ids=["directory", "answer", "empty answer", "out", "out a directory"],
+)
+def test_bad_input_is_one_line_and_writes_nothing(
+    study, tmp_path, monkeypatch, capsys, change, words
+):
+    (study / REPORT).unlink(missing_ok=True)
+    arguments = ["report", study]
+    change(arguments, study, tmp_path)
+    code, line = failed(monkeypatch, capsys, *arguments)
+    assert code == 2 and words in line and line.count("\n") == 1
+    assert not (study / REPORT).exists()
+
+
+def test_a_study_without_figures_says_how_to_draw_them(study, tmp_path, monkeypatch, capsys):
+    (study / "_figures").rename(tmp_path / "away")
+    try:
+        code, line = failed(monkeypatch, capsys, "report", study)
+    finally:
+        (tmp_path / "away").rename(study / "_figures")
+    assert code == 2 and "python -m plots" in line
