@@ -210,7 +210,7 @@ def _attend(
     stops = jnp.asarray([stop for _, stop in points], jnp.int32)
     numbers = jnp.arange(len(points) * longest, dtype=jnp.int32).reshape(len(points), longest)
     chunks = jax.lax.map(attend, (numbers, jnp.asarray(np.stack(starts)), stops))
-    merge = jax.vmap(jax.vmap(functools.partial(online_softmax.merge, lanes)))
+    merge = jax.vmap(jax.vmap(functools.partial(online_softmax.merge, lanes, f)))
     parts = [jax.tree.map(lambda x, i=i: x[i], chunks) for i in range(len(points))]
     carry = functools.reduce(merge, parts)
     finish = functools.partial(online_softmax.finish, lanes, f)

@@ -89,8 +89,8 @@ def error_curves(
     stream = _stream(query, key, value)
     lengths = _contexts(contexts, stream.length)
     metrics = measures.check_names(metrics)
-    if tile_keys is not None and not 1 <= tile_keys <= block_rules.LARGEST:
-        raise ValueError(f"tile_keys must be from 1 to {block_rules.LARGEST}, got {tile_keys}")
+    if tile_keys is not None:
+        tile_keys = _whole("tile_keys", tile_keys, block_rules.LARGEST)
     scale = float(1 / math.sqrt(query.shape[-1]) if scale is None else scale)
     if not math.isfinite(scale):
         raise ValueError(f"scale must be finite, got {scale}")
@@ -210,12 +210,19 @@ def _contexts(contexts: Sequence[int] | None, length: int) -> list[int]:
         raise ValueError(f"a context must be at most {LONGEST} keys, got {length}")
     if contexts is None:
         return default_contexts(length)
-    wrong = [n for n in contexts if not 1 <= n <= length or int(n) != n]
-    if wrong or not len(contexts):
+    if not isinstance(contexts, Sequence | np.ndarray) or not len(contexts):
         raise ValueError(
-            f"contexts must be whole numbers from 1 to the {length} keys there are, got {wrong}"
+            f"contexts must be a sequence of at least one number, got {contexts!r:.60}"
         )
-    return sorted({int(n) for n in contexts})
+    return sorted({_whole("contexts", n, length) for n in contexts})
+
+
+def _whole(name: str, value: Any, most: int) -> int:
+    """Numbers that a float holds are whole as well; a bool is none."""
+    number = not isinstance(value, bool | np.bool_) and isinstance(value, int | float | np.number)
+    if not number or not 1 <= value <= most or int(value) != value:
+        raise ValueError(f"{name} must be whole numbers from 1 to {most}, got {value!r}")
+    return int(value)
 
 
 def _rows(query: np.ndarray, heads: int) -> np.ndarray:
@@ -234,6 +241,8 @@ def _devices(mesh: Mesh | None, heads: int) -> list[Mesh | None]:
         raise TypeError(f"mesh must be a jax.sharding.Mesh or None, got a {type(mesh).__name__}")
     if mesh.axis_names != ("recipes", "heads"):
         raise ValueError(f"mesh must have the axes 'recipes' and 'heads', got {mesh.axis_names}")
+    if not mesh.devices.size:
+        raise ValueError(f"mesh must hold devices, got one of shape {mesh.devices.shape}")
     if heads % mesh.shape["heads"]:
         raise ValueError(
             f"mesh: its {mesh.shape['heads']} devices along 'heads' must divide the number of "

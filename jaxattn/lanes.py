@@ -81,7 +81,8 @@ def quantities(structure: "Structure") -> dict[str, tuple[tuple[str, ...], str]]
 
 
 # Products that an addition follows always pass through rounding.py, so that no compiler contracts
-# the two into one FMA in one company of recipes and not in another.
+# the two into one FMA in one company of recipes and not in another; "product" is such a product of
+# l, o or y that no kernel rounds.
 _PRODUCTS = {"shift", "scores", "exponent", "rescaled_sum", "rescaled_output"}
 
 
@@ -199,6 +200,7 @@ def weave(
     lane: dict[str, list[int]] = {}  # quantity -> the lane of each recipe
     parents: dict[str, tuple[int, ...]] = {}
     traced: dict[str, dict[str, Any]] = {}
+    whole = FLOAT64 if structure.storage == "float64" else FLOAT32
     for quantity, (own, reads) in quantities(structure).items():
         ids = [
             (*(getattr(recipe, name) for name in own), *(lane[parent][i] for parent in reads))
@@ -212,10 +214,11 @@ def weave(
         traced[quantity] = {
             name: _stack(name, [id[j] for id in distinct]) for j, name in enumerate(own)
         }
+        if quantity in "loy":
+            traced[quantity]["product"] = _stack("product", [whole] * len(distinct))
     if structure.base_2:
         factors = traced["s"]["bias_factor"] * LOG2E
         traced["s"]["bias_factor"] = factors.astype(np.float32).astype(np.float64)
-    whole = FLOAT64 if structure.storage == "float64" else FLOAT32
     # Inputs that a format holds need no rounding to it; a shifted key is no input any more.
     inputs = {"query": query, "key": key, "value": value}
     if structure.shifts:
@@ -227,6 +230,7 @@ def weave(
             ways[site] = _way(formats, structure.storage)
         elif site in _PRODUCTS:
             ways[site] = "not"
+    ways["product"] = "not"
     return (
         Lanes(
             structure=structure,

@@ -237,7 +237,7 @@ def _products(lanes: Lanes, f: Traced, p: jax.Array, v: jax.Array) -> jax.Array:
     )
 
 
-def merge(lanes: Lanes, one: Carry, other: Carry) -> Carry:
+def merge(lanes: Lanes, f: Traced, one: Carry, other: Carry) -> Carry:
     """Two carries over different keys as one, in storage precision (split-KV)."""
     m = jnp.maximum(one.m, other.m)
     exp = jnp.exp2 if lanes.base_2 else jnp.exp
@@ -253,9 +253,15 @@ def merge(lanes: Lanes, one: Carry, other: Carry) -> Carry:
 
         return lead(a), lead(b)
 
+    round = rounder(lanes, f)
+
+    def both(quantity: str, one: jax.Array, other: jax.Array) -> jax.Array:
+        return round(quantity, "product", one) + round(quantity, "product", other)
+
     (la, lb), (oa, ob) = factors("l"), factors("o")
-    o = one.o * oa[..., None] + other.o * ob[..., None]
-    return Carry(m, one.l * la + other.l * lb, o, jnp.maximum(one.lost, other.lost))
+    o = both("o", one.o * oa[..., None], other.o * ob[..., None])
+    l = both("l", one.l * la, other.l * lb)
+    return Carry(m, l, o, jnp.maximum(one.lost, other.lost))
 
 
 def _meet_sink(
@@ -313,8 +319,9 @@ def finish(
     else:
         scaled = o
     result = round("y", "result", scaled)
-    nats = 1 / LOG2E if lanes.base_2 else 1.0
-    lse = jnp.where(empty, -jnp.inf, jax.lax.stop_gradient(m) * nats + jnp.log(safe))
+    m = jax.lax.stop_gradient(m)
+    nats = rounder(lanes, f)("y", "product", m * (1 / LOG2E)) if lanes.base_2 else m
+    lse = jnp.where(empty, -jnp.inf, nats + jnp.log(safe))
     # Where all lanes of y read one lane, it stands for them until here.
     count = lanes.count("y") if some is None else len(some)
     return tuple(jnp.broadcast_to(x, (count, *x.shape[1:])) for x in (result, lse, lost))

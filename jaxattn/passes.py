@@ -6,6 +6,7 @@ a compilation of their own.
 """
 
 import functools
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -69,12 +70,12 @@ class Exact:
 
     def __enter__(self) -> "Exact":
         self.worker = ThreadPoolExecutor(1, "reference")
-        self.limit = _threads().limit(limits=1, user_api="blas")
+        _ONE_THREAD.__enter__()
         return self
 
     def __exit__(self, *error: object) -> None:
         self.worker.shutdown(cancel_futures=True)
-        self.limit.restore_original_limits()
+        _ONE_THREAD.__exit__()
 
     def advance(self, position: int) -> None:
         """Takes in whole pages, and what leads up to a context, as far as `position`."""
@@ -98,6 +99,28 @@ class Exact:
         """(output [K, R, D], log-sum-exp [K, R]) in float64 over the first `context` keys."""
         self.advance(context)
         return self.known[context].result()
+
+
+class _OneThread:
+    """NumPy's products have one thread from the first that enters to the last that leaves."""
+
+    def __init__(self) -> None:
+        self.lock, self.users = threading.Lock(), 0
+
+    def __enter__(self) -> None:
+        with self.lock:
+            self.users += 1
+            if self.users == 1:
+                self.limit = _threads().limit(limits=1, user_api="blas")
+
+    def __exit__(self, *error: object) -> None:
+        with self.lock:
+            self.users -= 1
+            if not self.users:
+                self.limit.restore_original_limits()
+
+
+_ONE_THREAD = _OneThread()
 
 
 @functools.cache
@@ -159,7 +182,7 @@ def run(
 
     def conclude(parts: list[Any]) -> Outcome:
         with storage(structure.storage):
-            carry = functools.reduce(functools.partial(_merge, lanes), parts)
+            carry = functools.reduce(functools.partial(_merge, lanes, f), parts)
         return Outcome(lanes, f, carry, group)
 
     if structure.split_kv == 1 and structure.kv_order == "forward":
@@ -292,8 +315,8 @@ def _advance(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _merge(lanes: Lanes, one: Any, other: Any) -> Any:
-    return jax.vmap(functools.partial(online_softmax.merge, lanes))(one, other)
+def _merge(lanes: Lanes, f: Any, one: Any, other: Any) -> Any:
+    return jax.vmap(functools.partial(online_softmax.merge, lanes, f))(one, other)
 
 
 Report = Callable[[list[int], int, Outcome], None]

@@ -300,6 +300,8 @@ def _check_consistent(recipe: Recipe) -> None:
         )
     if recipe.log2e_at == "query" and recipe.scale_at != "query":
         raise ValueError("log2e_at='query' goes with scale_at='query', whose result it multiplies")
+    if recipe.initial_max == math.inf:
+        raise ValueError("initial_max must be a number that scores can exceed, or -inf, got inf")
     if recipe.lazy_threshold < 0:
         raise ValueError(f"lazy_threshold must be at least 0, got {recipe.lazy_threshold}")
     if not 0 <= recipe.key_shift < 1:

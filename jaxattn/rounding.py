@@ -42,10 +42,11 @@ def round_to(x: Any, format: Any, bits: Any = None) -> jax.Array:
             magnitude with a probability equal to the dropped fraction when `bits` are uniform, to
             within 2^-30
 
-    NaN stays NaN, -0 stays -0. Gradients pass straight through. A NumPy float64 array is rounded in
-    float64 whatever jax_enable_x64 says and comes back as float32, which holds the result exactly;
-    formats that float32 cannot hold need jax_enable_x64. float32 storage below 2^-126 is treated
-    exactly here, though XLA's own arithmetic on CPU flushes it.
+    NaN stays NaN, -0 stays -0 (it is 0 where a derivative is taken). Gradients pass straight
+    through. A NumPy float64 array is rounded in float64 whatever jax_enable_x64 says and comes back
+    as float32, which holds the result exactly; formats that float32 cannot hold need
+    jax_enable_x64. float32 storage below 2^-126 is treated exactly here, though XLA's own
+    arithmetic on CPU flushes it.
     Traced formats are not checked: they must be within the storage's precision and range.
     Raises TypeError for x that is not floating point, for bits that are not uint32 and for formats
     that the storage cannot hold; ValueError for unknown formats.
@@ -113,7 +114,7 @@ def round_to_half_or_not(x: jax.Array, precision: Any) -> jax.Array:
 def unrounded(x: jax.Array, precision: Any) -> jax.Array:
     """x itself, but no compiler can fuse what stands on its two sides into one multiply-add.
 
-    precision: the storage's own, 24 or 53, traced, as in round_to_half.
+    precision: the storage's own, 24 or 53, traced: a constant is no protection.
     """
     return _opaque(x, _aligned(precision, x.ndim))
 

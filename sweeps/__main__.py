@@ -141,6 +141,7 @@ def _carry_out(work: Any, root: Path, place: Any) -> None:
     from sweeps import run as running
     from sweeps.store import Store, writing
 
+    work.refuse({path.stem for path in root.glob("*.parquet")})
     running.use_compilation_cache()
     environment = running.environment()
     manifest = {
@@ -178,7 +179,7 @@ def _carry_out(work: Any, root: Path, place: Any) -> None:
 
 
 def _kept(work: Any, root: Path) -> str:
-    kept = sum((root / f"{part['key']}.parquet").exists() for part in work.parts)
+    kept = sum((root / f"{part['key']}.parquet").is_file() for part in work.parts)
     return (
         f"{kept} of {len(work.parts)} parts are kept in {root}; "
         "the same command again goes on from there"

@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sweeps import plan
-from sweeps.estimate import estimate, free_memory, refuse
+from sweeps import estimate, plan
 from sweeps.keys import sources_hash
 from sweeps.processes import Place
 from sweeps.run import Progress, describe_inputs, describe_rules, run_jobs
@@ -25,7 +24,7 @@ def work_of(
 ) -> tuple[Work, list[str]]:
     """The study's work as the options change it, and notes for the user.
 
-    Raises ValueError where the options do not fit, or the memory does not suffice.
+    Raises ValueError where the options do not fit.
     """
     import jaxattn
 
@@ -38,7 +37,6 @@ def work_of(
     labels = list(dict.fromkeys(source.label for source in sources))
     numbers = sources_hash(Path(jaxattn.__file__).parent)
     jobs = plan.jobs_of(study, by_name, sources, numbers)
-    refuse(estimate(jobs), free_memory())
     parts = [part for job in jobs for part in job.parts]
 
     def compute(
@@ -49,6 +47,10 @@ def work_of(
         place: Place,
     ) -> None:
         run_jobs(jobs, store, finished, origin, progress, place)
+
+    def refuse(there: set[str]) -> None:
+        missing = [job for job in (plan.without(job, there) for job in jobs) if job.parts]
+        estimate.refuse(estimate.estimate(missing), estimate.free_memory())
 
     work = Work(
         study=study.name,
@@ -64,5 +66,6 @@ def work_of(
         },
         parts=[part.describe() for part in parts],
         compute=compute,
+        refuse=refuse,
     )
     return work, notes

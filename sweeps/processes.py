@@ -8,7 +8,9 @@ them.
 
 import contextlib
 import math
+import socket
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ import numpy as np
 from sweeps.store import Store
 
 AUTO = "auto"  # as a number of processes: let jax ask the cluster
+PATIENCE = 240  # seconds for process 0 to come
 HEARTBEAT = 30  # seconds without one, and a process counts as dead
 MOST = 65535  # of processes, of devices, and the highest port
 
@@ -114,9 +117,30 @@ def place_of(
             _connect()
         else:
             note(f"process {process} of {processes}: waiting for the others at {coordinator}")
+            _reach(coordinator, process == 0)
             _connect(coordinator, int(processes), process)
         index, count = jax.process_index(), jax.process_count()
     return Place(index, count, None if devices is None else _local_devices(devices))
+
+
+def _reach(coordinator: str | None, first: bool) -> None:
+    """What jax would not survive: a port that is taken, a host that is not there."""
+    host, _, port = str(coordinator).rpartition(":")
+    host = host.strip("[]")
+    try:
+        if first:
+            with socket.create_server(("", int(port))):
+                return
+        socket.getaddrinfo(host, int(port))
+    except OSError as error:
+        raise ValueError(f"--coordinator {coordinator}: {error.strerror or error}") from None
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        with contextlib.suppress(OSError), socket.create_connection((host, int(port)), 5):
+            return
+        if time.monotonic() > deadline:
+            raise ConnectionError(f"process 0 did not come to {coordinator} in {PATIENCE} seconds")
+        time.sleep(0.5)
 
 
 def _connect(

@@ -54,7 +54,7 @@ def read_manifest(root: Path) -> dict[str, Any]:
         raise StoreError(f"{root}: not a directory of sweeps (it has no {MANIFEST})")
     try:
         manifest = json.loads(path.read_text())
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise StoreError(
             f"{path}: unreadable ({error}); the same `run` again rebuilds it, the parts are kept"
         ) from None
@@ -156,6 +156,8 @@ class Store:
                 os.replace(path, aside / path.name)
         finished = {}
         for key in keys:
+            if self.path(key).is_dir():
+                raise StoreError(f"{self.path(key)}: a directory, where a part belongs; move it")
             if not self.path(key).exists() and (aside / f"{key}.parquet").exists():
                 os.replace(aside / f"{key}.parquet", self.path(key))
             if self.path(key).exists():
@@ -220,9 +222,10 @@ def read_provenance(path: Path) -> dict[str, Any] | None:
     """What a part says about its making; None if any byte of it that matters cannot be read."""
     try:
         rows = pa.parquet.read_table(path, page_checksum_verification=True)
-        return json.loads(rows.schema.metadata[METADATA])
-    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError):
+        provenance = json.loads(rows.schema.metadata[METADATA])
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError, RecursionError):
         return None
+    return provenance if isinstance(provenance, dict) else None
 
 
 @contextlib.contextmanager

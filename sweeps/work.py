@@ -17,6 +17,8 @@ class Work(NamedTuple):
     parts:    an entry of the manifest for each part, each with its `key`
     compute:  stores this process's share of the parts that are not finished; called with the
               Store, the finished parts, the provenance of new ones, the progress, and the place
+    refuse:   raises ValueError where the memory does not suffice, for what is missing beside the
+              parts of these keys
     again:    whether a finished part, by its key, is to be computed again all the same
     """
 
@@ -26,4 +28,5 @@ class Work(NamedTuple):
     manifest: dict[str, Any]
     parts: list[dict[str, Any]]
     compute: Callable[[Store, Finished, Mapping[str, Any], Progress, Place], None]
+    refuse: Callable[[set[str]], None] = lambda there: None
     again: Callable[[Store, str], bool] = lambda store, key: False

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 from finished import finished
+from threadpoolctl import threadpool_info
 
 from jaxattn import curves as curves_module
 from jaxattn import (
@@ -165,6 +166,37 @@ def test_recipes_that_differ_in_one_site(site, arrays):
     nmse = curves.metrics["nmse"]
     assert np.all(nmse[0] < 1e-11) and np.all(nmse[1] > 1e-9)
     assert np.all(np.abs(curves.metrics["bias_l"][0]) < 1e-5)
+
+
+@pytest.mark.parametrize("fields", [{"exp": "exp2"}, {"exp": "exp2", "split_kv": 3}])
+def test_errors_in_company_are_errors_alone(fields, arrays):
+    """In base 2 the log-sum-exp is a product and a sum, and a merge is two: no FMA in either."""
+    query, key, value = (x[:1, :300] for x in arrays)
+    base = Recipe(kv_block=16, **fields)
+    changes = ({}, {"row_sum": "float16"}, {"output": "float16"}, {"running_sum": "fp22"})
+    recipes = [base.replace(**change) for change in changes]
+    metrics = [*curves_module.METRICS, "lse_error"]
+    together = error_curves(query, key, value, recipes, contexts=[23, 64, 300], metrics=metrics)
+    for i, recipe in enumerate(recipes):
+        alone = error_curves(query, key, value, [recipe], contexts=[23, 64, 300], metrics=metrics)
+        for name, x in alone.metrics.items():
+            np.testing.assert_array_equal(x[0], together.metrics[name][i], f"{name} of {i}")
+
+
+def test_two_calls_at_once_leave_the_threads_of_products_as_they_were():
+    def threads():
+        return [x["num_threads"] for x in threadpool_info() if x["user_api"] == "blas"]
+
+    def enter():
+        return passes.Exact(None, np.zeros((1, 1, 1)), [1]).__enter__()
+
+    before = threads()
+    one, other = enter(), enter()
+    assert set(threads()) == {1}
+    one.__exit__()
+    assert set(threads()) == {1}
+    other.__exit__()
+    assert threads() == before
 
 
 def test_recipes_of_any_structure_keep_their_order(arrays):
@@ -365,7 +397,11 @@ def refused(error, said, *recipes, **arguments):
         refused(ValueError, "contexts must be whole numbers from 1", contexts=[0]),
         refused(ValueError, "contexts must be whole numbers from 1", contexts=[-4, 3]),
         refused(ValueError, "contexts must be whole numbers from 1", contexts=[2.5]),
-        refused(ValueError, "contexts must be whole numbers from 1", contexts=[]),
+        refused(ValueError, "contexts must be whole numbers from 1", contexts=[True]),
+        refused(ValueError, "contexts must be a sequence", contexts=[]),
+        refused(ValueError, "contexts must be a sequence", contexts=5),
+        refused(ValueError, "tile_keys must be whole numbers from 1", tile_keys=64.5),
+        refused(ValueError, "tile_keys must be whole numbers from 1", tile_keys=True),
         refused(ValueError, "unknown metric 'nsme'; did you mean 'nmse'", metrics=["nsme"]),
         refused(ValueError, "metrics must be a sequence of names", metrics="nmse"),
         refused(ValueError, "scale must be finite, got nan", scale=float("nan")),

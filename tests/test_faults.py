@@ -15,7 +15,7 @@ import pytest
 
 import jaxattn
 import sweeps.__main__ as cli
-from sweeps import faults, store
+from sweeps import estimate, faults, store
 from sweeps import run as running
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -101,6 +101,17 @@ def test_a_disk_that_fills_up_is_one_line_and_exit_1(sweep, monkeypatch, tmp_pat
     assert sweep()[0] == 0 and len(rows_in(tmp_path / "out")) == 4 * 2 * 16
 
 
+def test_what_is_finished_needs_no_memory(sweep, monkeypatch, tmp_path):
+    with monkeypatch.context() as patch:
+        patch.setattr(estimate, "free_memory", lambda: 10**6)
+        code, _, err = sweep()
+        assert code == 2 and "of memory, and" in err and not (tmp_path / "out").exists()
+    assert sweep()[0] == 0
+    monkeypatch.setattr(estimate, "free_memory", lambda: 10**6)
+    code, out, _ = sweep()
+    assert code == 0 and "metal" in out
+
+
 def test_a_directory_that_goes_away_is_one_line_and_exit_1(sweep, monkeypatch, tmp_path):
     replace = store.Store.write
 
@@ -140,7 +151,9 @@ def test_files_that_may_not_grow_are_one_line_and_whole(tmp_path):
 
     def start(*command):
         command = [sys.executable, *command, *arguments, "--out", str(tmp_path / "out")]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        # jax never mends a program of its cache that was cut off: it must not be the user's.
+        own = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=own)
 
     small = start("-c", LIMITED, "7000")
     assert small.returncode == 1 and "Traceback" not in small.stderr

@@ -25,6 +25,7 @@ rng = np.random.default_rng(0)
 query, key, value = (rng.standard_normal((2, n, 2, 32)).astype(np.float16) for n in (5, 900, 900))
 base = jaxattn.kernels.get("hexagon-hmx-fp16").replace(kv_block=64)
 changes = ({}, {"probs": "float16:sr"}, {"running_sum": "bfloat16"}, {"kv_order": "backward"})
+changes += ({"exp": "exp2"}, {"exp": "exp2", "row_sum": "float32"})
 recipes = [base.replace(name=str(i), **change) for i, change in enumerate(changes)]
 recipes += ["hexagon-hmx-fp32", "ggml-cpu-splitkv", base.replace(storage="float64")][:EXTRA]
 
@@ -70,5 +71,7 @@ def test_a_mesh_of_other_axes():
     def curves(mesh):
         return jaxattn.error_curves(query, key, value, ["metal"], mesh=mesh)
 
+    with pytest.raises(ValueError, match="mesh must hold devices"):
+        curves(Mesh(np.array([]).reshape(0, 1), ("recipes", "heads")))
     with pytest.raises(ValueError, match="axes 'recipes' and 'heads'"):
         curves(Mesh(np.array(jax.devices()[:1]), ("heads",)))

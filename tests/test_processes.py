@@ -15,7 +15,7 @@ import pytest
 import jaxattn
 import sweeps.__main__ as cli
 from jaxattn.recipe import Recipe
-from sweeps import plan, store
+from sweeps import plan, processes, store
 from sweeps import run as running
 from sweeps.processes import Place, check
 from sweeps.store import StoreError, writing
@@ -100,6 +100,21 @@ def test_bad_places_are_one_line_and_exit_2(monkeypatch, tmp_path, capsys, argum
     with pytest.raises(SystemExit, match="2"):
         cli.main()
     assert said in capsys.readouterr().err and not out.exists()
+
+
+def test_a_coordinator_that_jax_would_not_survive_is_one_line(monkeypatch):
+    """A port that is taken, a host that is not there, a process 0 that never comes."""
+    with socket.create_server(("", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ValueError, match=f"--coordinator localhost:{port}: .*in use"):
+            processes._reach(f"localhost:{port}", first=True)
+        processes._reach(f"localhost:{port}", first=False)
+    processes._reach(f"localhost:{port}", first=True)
+    with pytest.raises(ValueError, match="--coordinator nohost.invalid:1: "):
+        processes._reach("nohost.invalid:1", first=False)
+    monkeypatch.setattr(processes, "PATIENCE", 0)
+    with pytest.raises(ConnectionError, match="process 0 did not come"):
+        processes._reach(f"localhost:{port}", first=False)
 
 
 def test_auto_without_a_cluster_is_one_line_and_exit_2(tmp_path):

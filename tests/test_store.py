@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet
 import pytest
 
 from sweeps import store
@@ -114,7 +115,16 @@ def test_parts_of_other_settings_leave_the_rows_and_come_back(tmp_path):
     assert recipes_in(tmp_path) == {"a", "b"}
 
 
-@pytest.mark.parametrize("damage", ["truncated", "empty", "footer", "page", "renamed"])
+def test_a_directory_in_place_of_a_part_is_refused(tmp_path):
+    fill(tmp_path, ["a"])
+    path = path_of(tmp_path, "a")
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(store.StoreError, match="a directory, where a part belongs"):
+        fill(tmp_path, ["a"])
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "footer", "page", "renamed", "list"])
 def test_a_damaged_part_is_computed_again(tmp_path, damage):
     fill(tmp_path, ["a", "b"])
     path = path_of(tmp_path, "a")
@@ -127,6 +137,9 @@ def test_a_damaged_part_is_computed_again(tmp_path, damage):
         path.write_bytes(content[:-20] + bytes(20))
     elif damage == "page":
         path.write_bytes(content[:30] + bytes([content[30] ^ 255]) + content[31:])
+    elif damage == "list":
+        rows = pa.parquet.read_table(path).replace_schema_metadata({store.METADATA: b'["x"]'})
+        pa.parquet.write_table(rows, path)
     else:
         path.write_bytes(path_of(tmp_path, "b").read_bytes())
     assert fill(tmp_path, ["a", "b"]) == ["a"]
@@ -171,7 +184,7 @@ def test_manifest_is_strict_json(tmp_path):
     assert content["recipes"]["a"]["m"] == "-inf"
 
 
-@pytest.mark.parametrize("text", ["", '{"study": ', "[]", '{"format": "another"}'])
+@pytest.mark.parametrize("text", ["", '{"study": ', "[]", '{"format": "another"}', "[" * 10**5])
 def test_a_damaged_manifest_is_rebuilt_around_the_parts(tmp_path, text):
     fill(tmp_path, ["a"])
     (tmp_path / "_manifest.json").write_text(text)
