@@ -225,7 +225,9 @@ def _rows(
     """One row for each panel, context and subset; a panel is a head of a capture, or all heads.
 
     nmse, nmse_p90: median and 90th percentile over seeds, heads and queries, each at most 1.
-    overflow: share of the rows that overflow. bias_l, bias_o: medians of what is finite.
+    better: share of the rows that are better than the kernel's as it is; of equal ones half.
+    rows: how many there are. overflow: share of them that overflow.
+    bias_l, bias_o: medians of what is finite.
     owed_nmse, owed_overflow: interaction indices of the subset (jaxattn.attribution), the Shapley
     value where it is one site; nan for subsets with sites beside.
     """
@@ -259,6 +261,7 @@ def _rows(
     columns: dict[str, np.ndarray] = {
         "nmse": errors.nmse,
         "nmse_p90": np.quantile(capped(rows["nmse"]), 0.9, axis=-1),
+        "better": _share_better(capped(rows["nmse"])),
         "overflow": errors.overflow,
         **{name: _median_of_finite(rows[name]) for name in ("bias_l", "bias_o")},
     }
@@ -273,6 +276,7 @@ def _rows(
     table["head"] = panel.astype(np.int32) if by_head else np.full(count, ALL_HEADS, np.int32)
     table["kv_block"] = kv_block[context].astype(np.int32)
     table["context"] = np.array(part.contexts, np.int32)[context]
+    table["rows"] = np.full(count, rows["nmse"].shape[-1], np.int32)
     table["subset"] = np.array(list(part.recipes), np.int32)[subset]
     return pa.table({**table, **{name: x.ravel() for name, x in columns.items()}})
 
@@ -281,6 +285,10 @@ def _panels(x: np.ndarray, by_head: bool) -> np.ndarray:
     """[recipe, context, B, T, N] as [recipe, panel, context, rows]."""
     x = np.moveaxis(x, -1, 1) if by_head else x[:, None]
     return x.reshape(*x.shape[:3], -1)
+
+
+def _share_better(nmse: np.ndarray) -> np.ndarray:
+    return ((nmse < nmse[:1]) + (nmse <= nmse[:1])).mean(axis=-1) / 2
 
 
 def _median_of_finite(x: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ from sweeps.table import crossing, reported
 
 SMALLEST = 1e-6  # NMSE below which nothing matters
 MATTERS = 0.1  # change of the median NMSE
+SURE = 3.0  # standard deviations of how many of the rows get better by chance
 PAIRS = 3  # interactions that are printed
 LETTERS = {
     "running_max": "running_max m",
@@ -26,7 +27,8 @@ TOGETHER = {"l, row sum (#24389)": ("running_sum", "row_sum"), "l, o": ("running
 class Panel(NamedTuple):
     """One curve with all its subsets; every table is [context, subset].
 
-    nmse, overflow: what is left with the subset lifted; owed, owed_overflow: interaction indices
+    nmse, overflow: what is left with the subset lifted; better: share of the rows with less NMSE
+    owed, owed_overflow: interaction indices
     sites: names by bit; the first `inside` of them have all their subsets
     """
 
@@ -34,9 +36,11 @@ class Panel(NamedTuple):
     block: str
     nmse: pd.DataFrame
     overflow: pd.DataFrame
+    better: pd.DataFrame
     owed: pd.DataFrame
     owed_overflow: pd.DataFrame
     kv_block: int
+    rows: int
     sites: tuple[str, ...]
     inside: int
 
@@ -56,10 +60,12 @@ def panels_of(rows: pd.DataFrame, sites: Sequence[str], beside: Sequence[str]) -
         name = f"{source}" if head < 0 else f"{source}, head {head}"
         for block in sorted(part["block"].unique(), key=lambda b: (not b.isdigit(), b)):
             here = part[part["block"] == block]
-            columns = ("nmse", "overflow", "owed_nmse", "owed_overflow")
-            a, b, c, d = (here.pivot(index="context", columns="subset", values=x) for x in columns)
+            columns = ("nmse", "overflow", "better", "owed_nmse", "owed_overflow")
+            tables = [here.pivot(index="context", columns="subset", values=x) for x in columns]
             size = int(here["kv_block"].iloc[here["context"].argmax()])
-            panels.append(Panel(name, block, a, b, c, d, size, (*sites, *beside), len(sites)))
+            count = int(here["rows"].iloc[0])
+            names = (*sites, *beside)
+            panels.append(Panel(name, block, *tables, size, count, names, len(sites)))  # type: ignore[call-arg]
     return panels
 
 
@@ -80,7 +86,8 @@ def tables(rows: pd.DataFrame, sites: Sequence[str], beside: Sequence[str]) -> s
         lines += _answers(kernel, [panel for panel in panels if panel.block == block])
     lines += [
         f"from: the first context with NMSE above {SMALLEST:g} from which on, for an octave,",
-        f"lifting changes it by more than {MATTERS:.0%} for the better (+) or the worse (-).",
+        f"lifting changes it by more than {MATTERS:.0%} for the better (+) or the worse (-), and",
+        f"more rows than chance explains ({SURE:g} standard deviations).",
         "passes: first context with NMSE above 5e-4; ~: within it again at a longer one;",
         "!: some row overflows at some context; -: none.",
     ]
@@ -162,9 +169,10 @@ def matters(panel: Panel, subset: int) -> str:
     before, after = panel.nmse[0].to_numpy(), panel.nmse[subset].to_numpy()
     contexts = panel.nmse.index.to_numpy()
     changes = (after / before - 1) * (before > SMALLEST)
+    worse = 1 - 2 * panel.better[subset].to_numpy()  # from -1 to 1, 0 by chance
     found = []
     for sign, mark in ((-1, "+"), (1, "-")):
-        far = sign * changes > MATTERS
+        far = (sign * changes > MATTERS) & (sign * worse > SURE / np.sqrt(panel.rows))
         for i, n in enumerate(contexts):
             octave = far[i:][contexts[i:] <= 2 * n]
             if octave.all() and (octave.sum() > 1 or len(contexts) == 1):
