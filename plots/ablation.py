@@ -104,7 +104,7 @@ def owed(panels: Sequence[Panel], sites: Sequence[str], where: str) -> Figure:
             context_axis(ax, contexts, narrow=True)
             if is_first(ax):
                 ax.set_ylabel(label)
-                ax.yaxis.set_label_coords(-0.45 * 72 / size_in_points(ax)[0], 0.5)
+                ax.yaxis.set_label_coords(-0.42 * 72 / size_in_points(ax)[0], 0.5)
             else:
                 ax.set_yticklabels([])
         above.set_xticklabels([])
@@ -124,8 +124,8 @@ def owed(panels: Sequence[Panel], sites: Sequence[str], where: str) -> Figure:
     return finish(
         figure,
         f"Who owes the error: {where}",
-        "above, in colour: that site alone lifted to float32. Below (Shapley values): share of "
-        f"the error, below zero where lifting it costs more than it saves{cut}",
+        "above, in colour: that site alone lifted to float32. Below: Shapley values; less than "
+        f"zero where lifting costs more than it saves{cut}",
         key,
     )
 
@@ -145,9 +145,9 @@ def errors(
             curve.index, curve, color=colour, linestyle=style, linewidth=width, zorder=9 - order
         )
         lost = curve[panel.overflow[subset] > 0].iloc[:1]
-        if subset in (0, *bits.values()):
-            mark = {"markersize": 3.5, "markeredgewidth": 1.1, "clip_on": False, "zorder": 9.5}
-            ax.plot(lost.index, lost, "x", color=colour, **mark)  # type: ignore[arg-type]
+        if len(lost) and subset in (0, *bits.values()):
+            cross = {"markersize": 3.5, "markeredgewidth": 1.1, "clip_on": False, "zorder": 9.5}
+            ax.plot(lost.index, lost, "x", color=colour, **cross)  # type: ignore[arg-type]
     return ax
 
 
@@ -221,8 +221,8 @@ def together(panels: Sequence[Panel], sites: Sequence[str], where: str) -> Figur
     return finish(
         figure,
         f"Which sites err together: {where}",
-        "what lifting both removes beyond each of them, as a share of the error. Orange: their "
-        "errors cancel, lift both or none; purple: either makes up for the other",
+        "what lifting both removes beyond each of them, of the error. Orange: their errors "
+        "cancel, lift both or none; purple: one makes up for the other",
         [],
     )
 

@@ -288,7 +288,7 @@ def _panels(x: np.ndarray, by_head: bool) -> np.ndarray:
 
 
 def _share_better(nmse: np.ndarray) -> np.ndarray:
-    return ((nmse < nmse[:1]) + (nmse <= nmse[:1])).mean(axis=-1) / 2
+    return ((nmse < nmse[0]).mean(axis=-1) + (nmse <= nmse[0]).mean(axis=-1)) / 2
 
 
 def _median_of_finite(x: np.ndarray) -> np.ndarray:
