@@ -46,8 +46,8 @@ def rounded_sites(recipe: Recipe, lifted: Format | str = FLOAT32) -> tuple[str, 
 def chosen_sites(recipe: Recipe) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The sites to attribute a recipe's error to, at most MOST_SITES, and those left beside them.
 
-    Those of SOFTMAX come first, then the others in the order of SITES. Left out are soft caps and
-    biases, which no inputs here have, and the rounding of inputs to what float16 inputs are.
+    Those of SOFTMAX come first, then the others in the order of SITES. Left out is what rounds
+    nothing of plain float16 inputs: soft caps, biases, and inputs in formats that hold float16.
     """
     idle = {"cap", "squashed", "softcap", "bias"}
     idle |= {site for site in ("query", "key", "value") if holds(getattr(recipe, site), FLOAT16)}

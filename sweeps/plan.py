@@ -209,6 +209,12 @@ def inputs_of(
     ]
 
 
+def notes_of(sources: Iterable[Inputs]) -> list[str]:
+    """What the user should know of the inputs."""
+    observed = any(source.observed for source in sources)
+    return ["the capture's own `output` is checked, but not compared with"] * observed
+
+
 def _captured(path: Path, longest: int | None) -> Inputs:
     from jaxattn import captures
 

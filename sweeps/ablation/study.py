@@ -42,7 +42,7 @@ class Ablation(Study):
 
     def describe(self, quick: "Study") -> list[str]:
         lines = [
-            f"{word}: {len(study.regimes)} regimes, {study.seeds} seeds, contexts 256 to "
+            f"{word}: {len(study.regimes)} regimes, seeds: {study.seeds}, contexts 256 to "
             f"{study.max_context:,}"
             for word, study in (("full", self), ("--quick", quick))
         ]
@@ -173,7 +173,7 @@ def work_of(
         parts=[part.describe() for part in parts],
         compute=compute,
     )
-    return work, []
+    return work, plan.notes_of(sources)
 
 
 def _parts(

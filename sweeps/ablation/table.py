@@ -77,9 +77,10 @@ def tables(rows: pd.DataFrame, sites: Sequence[str], beside: Sequence[str]) -> s
     lines += [
         "owes: each site's share of the NMSE that lifting all of them to float32 removes (Shapley",
         "values; below 0 %: lifting it costs more than it saves, as others then stop cancelling).",
-        "alone: how lifting it alone changes the NMSE (above 0 %: worse). overflow: share of the",
-        "rows that it makes overflow. interactions: what lifting both removes beyond each of them.",
-        "(): lifted alone only. NMSE: medians over seeds, heads and queries.",
+        "alone: how lifting it alone changes the NMSE (above 0 %: worse). adds: the NMSE that it",
+        "adds where all others are lifted. overflow: share of the rows that it makes overflow.",
+        "interactions: what lifting both removes beyond each of them. (): all other subsets leave",
+        "it as it is. NMSE: medians over seeds, heads and queries.",
         "",
     ]
     for block in dict.fromkeys(panel.block for panel in panels):
@@ -97,9 +98,12 @@ def tables(rows: pd.DataFrame, sites: Sequence[str], beside: Sequence[str]) -> s
 def _shares(panel: Panel) -> list[str]:
     at = reported(list(panel.nmse.index))
     wide = max(9, -(-16 // len(at)))
-    columns: dict[str, list[list[str]]] = {"owes": [], "alone": [], "overflow": []}
+    columns: dict[str, list[list[str]]] = {x: [] for x in ("owes", "alone", "adds", "overflow")}
     for i in range(len(panel.sites)):
         bit, none = 1 << i, [""] * len(at)
+        others = 2 ** (panel.inside if i < panel.inside else len(panel.sites)) - 1
+        adds = panel.nmse[others ^ bit] - panel.nmse[others]
+        columns["adds"].append([f"{adds[n] + 0.0:.1e}" for n in at])
         owes = [_percent(panel.owed[bit][n] / panel.removed[n]) for n in at]
         lost = [_percent(panel.owed_overflow[bit][n]) for n in at]
         columns["owes"].append(owes if i < panel.inside else none)
