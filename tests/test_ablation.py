@@ -186,7 +186,9 @@ def made_panel(before, after, rows=100, better=None):
     [
         (made_panel([1e-7, 1e-5, 1e-5, 1e-5], [1e-9, 1e-6, 1e-6, 1e-6]), "2,048+"),
         (made_panel([1e-5, 1e-5, 1e-5, 1e-5], [1e-6, 1e-6, 2e-5, 2e-5]), "1,024+ 4,096-"),
-        (made_panel([1e-5, 1e-5, 1e-5, 1e-5], [1e-6, 1e-5, 1e-5, 1e-6]), "-"),  # never an octave
+        (made_panel([1e-5, 1e-5, 1e-5, 1e-5], [1e-6, 1e-5, 1e-5, 1e-5]), "-"),  # never an octave
+        (made_panel([1e-5, 1e-5, 1e-5, 1e-5], [1e-6, 1e-5, 1e-5, 2e-5]), "-"),  # once
+        (made_panel([1e-5, 1e-5, 1e-5, 1e-5], [1e-6, 1e-5, 2e-5, 2e-5]), "4,096-"),
         (made_panel([1e-5, 1e-5], [0.95e-5, 1.09e-5]), "-"),  # within 10 %
         (made_panel([1e-5, 1e-5], [1e-6, 1e-6], better=0.6), "-"),  # two sigma of 100 rows
         (made_panel([1e-5, 1e-5], [1e-6, 1e-6], rows=400, better=0.6), "1,024+"),

@@ -11,7 +11,7 @@ from sweeps.table import crossing, reported
 
 SMALLEST = 1e-6  # NMSE below which nothing matters
 MATTERS = 0.1  # change of the median NMSE
-SURE = 3.0  # standard deviations of how many of the rows get better by chance
+SURE = 2.5  # standard deviations of how many rows get better by chance; 8 of 8 are more
 PAIRS = 3  # interactions that are printed
 LETTERS = {
     "running_max": "running_max m",
@@ -179,7 +179,7 @@ def matters(panel: Panel, subset: int) -> str:
         far = (sign * changes > MATTERS) & (sign * worse > SURE / np.sqrt(panel.rows))
         for i, n in enumerate(contexts):
             octave = far[i:][contexts[i:] <= 2 * n]
-            if octave.all() and (octave.sum() > 1 or len(contexts) == 1):
+            if octave.all() and len(octave) >= min(2, len(contexts)):
                 found.append((n, f"{n:,}{mark}"))
                 break
     return " ".join(text for _, text in sorted(found)) or "-"
