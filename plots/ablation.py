@@ -33,7 +33,7 @@ COLOURS = {
     "inverse": "#882255",
 }
 SPARE = ("#009E73", "#56B4E9", "#E69F00", "#CC79A7", "#B8A800", "#882255", "#D55E00", "#0072B2")
-OTHERS = "#BBBBBB"
+OTHERS, LEFT_OVER = "#999999", "#DDDDDD"
 LETTERS = {"running_max": "m", "running_sum": "l", "rescale": "a", "output": "o", "inverse": "1/l"}
 LEAST = 0.05  # share of the error anywhere, for a colour of its own
 MOST = 2.0  # share drawn for more; below zero half of it
@@ -112,6 +112,7 @@ def owed(panels: Sequence[Panel], sites: Sequence[str], where: str) -> Figure:
     key: list[Any] = [Patch(color=colour, label=_name(site)) for site, colour in colours.items()]
     if len(shown) < len(sites):
         key.append(Patch(color=OTHERS, label="other sites"))
+    key.append(Patch(color=LEFT_OVER, label="left over"))
     key.append(Line2D([], [], color="#000000", label="as it is"))
     grey = {"color": "#555555", "linewidth": 1.0}
     if len(main) > 1:
@@ -124,7 +125,7 @@ def owed(panels: Sequence[Panel], sites: Sequence[str], where: str) -> Figure:
     return finish(
         figure,
         f"Who owes the error: {where}",
-        "above, in colour: that site alone lifted to float32. Below: Shapley values; less than "
+        "above, in colour: that site alone lifted to float32. Below: Shapley values, less than "
         f"zero where lifting costs more than it saves{cut}",
         key,
     )
@@ -156,19 +157,20 @@ def stack(
 ) -> Axes:
     """Signed areas: what sites owe stacks up from 0, what lifting them would add hangs below."""
     drawn = {site: shares[site].to_numpy() for site in colours}
-    drawn[""] = shares.drop(columns=list(colours)).sum(axis=1).to_numpy()
+    drawn[OTHERS] = shares.drop(columns=list(colours)).sum(axis=1).to_numpy()
+    drawn[LEFT_OVER] = 1 - shares.sum(axis=1).to_numpy()
     x = shares.index.to_numpy(float)
     ax.set_ylim(*limits)
     for sign in (1, -1):
         level = np.zeros(len(x))
         for site, share in drawn.items():
             height = np.clip(sign * share, 0, None)
-            other, colour = level + sign * height, colours.get(site, OTHERS)
+            other, colour = level + sign * height, colours.get(site, site)
             ax.fill_between(x, level, other, color=colour, linewidth=0, alpha=0.9)
             seen = np.abs(np.clip(other, *limits) - np.clip(level, *limits))
             name = LETTERS.get(site, site)
             at = _thickest(seen, 2 + len(seen) // 6 * (len(name) > 3))
-            if site and at is not None:
+            if site in colours and at is not None:
                 middle = (np.clip(level[at], *limits) + np.clip(other[at], *limits)) / 2
                 words: dict[str, Any] = {"color": "white", "fontsize": 6.5, "weight": "bold"}
                 words["style"] = "italic" if name != site else "normal"
@@ -235,10 +237,9 @@ def pairs(ax: Axes, panel: Panel, sites: Sequence[str], context: int, norm: Any)
     count = len(sites)
     table = np.full((count - 1, count - 1), np.nan)
     if context in panel.owed.index:
-        removed = _removed(panel, count)[context]
         for i in range(1, count):
             for j in range(i):
-                table[i - 1, j] = panel.owed[1 << i | 1 << j][context] / removed
+                table[i - 1, j] = panel.owed[1 << i | 1 << j][context] / panel.nmse[0][context]
         row, column = divmod(int(np.nanargmax(np.abs(table))), count - 1)
         if abs(table[row, column]) >= LEAST:
             pair = " × ".join(LETTERS.get(site, site) for site in (sites[column], sites[row + 1]))
@@ -254,14 +255,9 @@ def percent(share: float) -> str:
     return f"{100 * share:+,.0f} %".replace("-", "−").replace("+0 ", "0 ")
 
 
-def _removed(panel: Panel, count: int) -> pd.Series:
-    return panel.nmse[0] - panel.nmse[2**count - 1]
-
-
 def _shares(panel: Panel, sites: Sequence[str]) -> pd.DataFrame:
-    """[context, site]: parts of what lifting all sites removes, which add up to 1."""
-    removed = _removed(panel, len(sites))
-    return pd.DataFrame({site: panel.owed[1 << i] / removed for i, site in enumerate(sites)})
+    """[context, site]: parts of the NMSE; with what lifting all leaves over they add up to 1."""
+    return pd.DataFrame({s: panel.owed[1 << i] / panel.nmse[0] for i, s in enumerate(sites)})
 
 
 def _colours(sites: Sequence[str]) -> dict[str, str]:

@@ -44,11 +44,6 @@ class Panel(NamedTuple):
     sites: tuple[str, ...]
     inside: int
 
-    @property
-    def removed(self) -> pd.Series:
-        """The error that lifting every site removes: what their shares add up to."""
-        return self.nmse[0] - self.nmse[2**self.inside - 1]
-
     def bits(self, *sites: str) -> int:
         return sum(1 << self.sites.index(site) for site in sites)
 
@@ -75,8 +70,8 @@ def tables(rows: pd.DataFrame, sites: Sequence[str], beside: Sequence[str]) -> s
     kernel = rows["recipe"].iloc[0]
     lines = [line for panel in panels for line in (*_shares(panel), "")]
     lines += [
-        "owes: each site's share of the NMSE that lifting all of them to float32 removes (Shapley",
-        "values; below 0 %: lifting it costs more than it saves, as others then stop cancelling).",
+        "owes: each site's share of the NMSE: Shapley values, which add up to 100 % with what is",
+        "left over when all are lifted; below 0 % where lifting costs more than it saves.",
         "alone: how lifting it alone changes the NMSE (above 0 %: worse). adds: the NMSE that it",
         "adds where all others are lifted. overflow: share of the rows that it makes overflow.",
         "interactions: what lifting both removes beyond each of them. (): all other subsets leave",
@@ -104,7 +99,7 @@ def _shares(panel: Panel) -> list[str]:
         others = 2 ** (panel.inside if i < panel.inside else len(panel.sites)) - 1
         adds = panel.nmse[others ^ bit] - panel.nmse[others]
         columns["adds"].append([f"{adds[n] + 0.0:.1e}" for n in at])
-        owes = [_percent(panel.owed[bit][n] / panel.removed[n]) for n in at]
+        owes = [_percent(panel.owed[bit][n] / panel.nmse[0][n]) for n in at]
         lost = [_percent(panel.owed_overflow[bit][n]) for n in at]
         columns["owes"].append(owes if i < panel.inside else none)
         columns["overflow"].append(lost if i < panel.inside else none)
@@ -120,6 +115,9 @@ def _shares(panel: Panel) -> list[str]:
     ]
     for name, *cells in zip(names, *columns.values(), strict=True):
         lines.append(f"{name:<16}" + "".join(f"{x:>{wide}}" for some in cells for x in some))
+    left = panel.nmse[2**panel.inside - 1]
+    cells = [f"{_percent(left[n] / panel.nmse[0][n]):>{wide}}" for n in at]
+    lines.append(f"{'left over':<16}" + "".join(cells))
     for word, subset in (("NMSE", 0), ("all lifted", 2**panel.inside - 1)):
         levels = [f"{panel.nmse[subset][n]:.1e}" for n in at]
         lines.append(f"{word:<16}" + "".join(f"{level:>{wide}}" for level in levels))
@@ -129,7 +127,7 @@ def _shares(panel: Panel) -> list[str]:
 def _strongest(panel: Panel, at: Sequence[int]) -> str:
     """The pairs whose interaction is the largest share of the error at any of the contexts."""
     found = [
-        (panel.owed[panel.bits(a, b)][n] / panel.removed[n], n, f"{a} x {b}")
+        (panel.owed[panel.bits(a, b)][n] / panel.nmse[0][n], n, f"{a} x {b}")
         for a, b in itertools.combinations(panel.sites[: panel.inside], 2)
         for n in at
     ]
