@@ -8,6 +8,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from jaxattn import attribution as attribution
     from jaxattn import captures as captures
     from jaxattn import inputs as inputs
     from jaxattn import kernels as kernels
@@ -25,6 +26,7 @@ __version__ = "0.1.0"
 # name -> the module it lives in; a module's own name stands for itself. Loaded when first asked
 # for, so that a command line's --help does not wait for jax.
 _HOMES = {
+    "attribution": "attribution",
     "captures": "captures",
     "inputs": "inputs",
     "kernels": "kernels",

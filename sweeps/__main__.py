@@ -21,6 +21,7 @@ STUDIES = {  # modules that hold FULL and QUICK
     "hexagon": "sweeps.hexagon",
     "atlas": "sweeps.atlas",
     "fidelity": "sweeps.fidelity",
+    "ablation": "sweeps.ablation.study",
     "claims": "sweeps.claims.study",
     "speed": "sweeps.speed.study",
 }
@@ -57,6 +58,9 @@ def run(
         str | None, typer.Option(help="a .npz or .safetensors capture, `minilm`, or regimes A,B")
     ] = None,
     recipes: Annotated[str | None, typer.Option(help="recipes A,B instead of the study's")] = None,
+    kernel: Annotated[
+        str | None, typer.Option(help="of ablation: the recipe whose sites are lifted")
+    ] = None,
     max_context: Annotated[int | None, typer.Option(help="the longest context, in keys")] = None,
     seeds: Annotated[int | None, typer.Option(help="draws of each regime: 0 to SEEDS - 1")] = None,
     set_: Annotated[
@@ -90,6 +94,7 @@ def run(
     """
     from sweeps import grid, items
     from sweeps import processes as many
+    from sweeps.ablation import study as ablation
     from sweeps.plan import Study
     from sweeps.store import check_directory
 
@@ -104,8 +109,14 @@ def run(
         "--seeds": seeds,
         "--set": set_ or None,
     }
-    if isinstance(chosen, Study):
-        _refuse(study, {"--only": only}, "use --recipes")
+    if isinstance(chosen, ablation.Ablation):
+        alone = {"--only": only, "--recipes": recipes, "--set": set_ or None}
+        _refuse(study, alone, "use --kernel")
+        work, notes = ablation.work_of(
+            chosen, quick, kernel=kernel, inputs=inputs, seeds=seeds, max_context=max_context
+        )
+    elif isinstance(chosen, Study):
+        _refuse(study, {"--only": only, "--kernel": kernel}, "use --recipes")
         work, notes = grid.work_of(
             chosen,
             quick,
@@ -117,7 +128,7 @@ def run(
         )
     else:
         _refuse(study, {"--devices": devices}, "use --processes")
-        _refuse(study, options, "use --only")
+        _refuse(study, {**options, "--kernel": kernel}, "use --only")
         names = only.split(",") if only is not None else None
         work, notes = items.work_of(chosen, quick, names), []
     for note in notes:

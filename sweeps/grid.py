@@ -31,9 +31,6 @@ def work_of(
     names = recipes.split(",") if recipes is not None else list(study.names())
     by_name = plan.recipes_of(names, settings or [])
     sources = plan.inputs_of(study, inputs, seeds, max_context)
-    notes = []
-    if any(source.observed for source in sources):
-        notes.append("the capture's own `output` is checked, but not compared with")
     labels = list(dict.fromkeys(source.label for source in sources))
     numbers = sources_hash(Path(jaxattn.__file__).parent)
     jobs = plan.jobs_of(study, by_name, sources, numbers)
@@ -68,4 +65,4 @@ def work_of(
         compute=compute,
         refuse=refuse,
     )
-    return work, notes
+    return work, plan.notes_of(sources)

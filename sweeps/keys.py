@@ -10,7 +10,9 @@ from typing import Any
 FORMAT = "jaxattn sweep 1"  # of the rows and the manifest: change it when either changes
 
 # What of jaxattn changes no number of a stored row; recipes are in the key themselves.
-WITHOUT_NUMBERS = frozenset({"__init__", "__main__", "atlas", "kernels", "theory", "advise"})
+WITHOUT_NUMBERS = frozenset(
+    {"__init__", "__main__", "atlas", "attribution", "kernels", "theory", "advise"}
+)
 
 
 def plain(value: Any) -> Any:

@@ -209,6 +209,12 @@ def inputs_of(
     ]
 
 
+def notes_of(sources: Iterable[Inputs]) -> list[str]:
+    """What the user should know of the inputs."""
+    observed = any(source.observed for source in sources)
+    return ["the capture's own `output` is checked, but not compared with"] * observed
+
+
 def _captured(path: Path, longest: int | None) -> Inputs:
     from jaxattn import captures
 
@@ -239,7 +245,7 @@ def jobs_of(
     """A job for each input: every recipe at every block setting of the study."""
     from jaxattn.curves import default_contexts
 
-    settings = {name: _blocks(study, name, recipe) for name, recipe in recipes.items()}
+    settings = {name: blocks_of(study, name, recipe) for name, recipe in recipes.items()}
     jobs = []
     for source in inputs:
         contexts = tuple(default_contexts(source.length))
@@ -252,7 +258,7 @@ def jobs_of(
     return jobs
 
 
-def _blocks(study: Study, name: str, recipe: Any) -> dict[str, Any]:
+def blocks_of(study: Study, name: str, recipe: Any) -> dict[str, Any]:
     """The recipe by the name of its block setting: its own, then the study's axis."""
     settings = {RULE: recipe}
     if name.split("+")[0] in study.block_axis and not isinstance(recipe.kv_block, int):

@@ -36,6 +36,7 @@ ORDER = (
     "jaxattn.passes",
     "jaxattn.errors",
     "jaxattn.curves",
+    "jaxattn.attribution",
     "jaxattn.theory",
     "jaxattn.atlas",
     "jaxattn",  # the lazy exports: for users and the command line, not for the modules above

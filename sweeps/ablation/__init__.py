@@ -1,0 +1,1 @@
+"""The ablation study: which of a kernel's rounding sites owes how much of its error."""
