@@ -36,6 +36,11 @@ ORDER = (
     "jaxattn.passes",
     "jaxattn.errors",
     "jaxattn.curves",
+    "jaxattn.outputs",
+    "jaxattn.agreement",
+    "jaxattn.compare",
+    "jaxattn.practice",
+    "jaxattn.thresholds",
     "jaxattn.theory",
     "jaxattn.atlas",
     "jaxattn",  # the lazy exports: for users and the command line, not for the modules above
