@@ -93,6 +93,47 @@ def compare_capture(
         print("\n".join(compare.text(found, SHOWN if recipes is None else None)))
 
 
+@app.command("thresholds")
+def show_thresholds(
+    kernel: Annotated[str, typer.Option(help="Name of a recipe.")],
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", help="field=value: a change of the recipe.")
+    ] = None,
+    metric: Annotated[
+        str,
+        typer.Option(
+            help="nmse, nmse_llama, max_abs, allclose, fa2x or flashinfer, or NAME=LIMIT."
+        ),
+    ] = "nmse_llama",
+    inputs: Annotated[str | None, typer.Option(help="Regimes A,B to search.")] = None,
+    max_context: Annotated[
+        int | None, typer.Option(help="Longest context of the search, 32768 by default.")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(help="Draws of each test, 3 by default.")] = None,
+    samples: Annotated[
+        int | None, typer.Option(help="Tensors that the limits rest on, 64 by default.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Would the tests in practice notice this kernel's accumulators, and which test would?"""
+    from jaxattn import thresholds, verdicts
+    from jaxattn.compare import plain
+
+    found = thresholds.thresholds(
+        _with_changed([kernels.get(kernel)], changes or [])[-1],
+        thresholds.rule_of(metric),
+        longest=thresholds.LONGEST if max_context is None else max_context,
+        seeds=thresholds.SEEDS if seeds is None else seeds,
+        samples=thresholds.SAMPLES if samples is None else samples,
+        regimes=thresholds.REGIMES if inputs is None else tuple(inputs.split(",")),
+        progress=lambda line: print(line, file=sys.stderr),
+    )
+    if as_json:
+        print(json.dumps(plain(verdicts.to_dict(found)), indent=2))
+    else:
+        print("\n".join(verdicts.text(found)))
+
+
 def _with_changed(recipes: list[Recipe], settings: list[str]) -> list[Recipe]:
     """The recipes, and beside each the changed one, where the settings change it."""
     if not settings:

@@ -41,6 +41,7 @@ ORDER = (
     "jaxattn.compare",
     "jaxattn.practice",
     "jaxattn.thresholds",
+    "jaxattn.verdicts",
     "jaxattn.theory",
     "jaxattn.atlas",
     "jaxattn",  # the lazy exports: for users and the command line, not for the modules above
