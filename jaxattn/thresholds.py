@@ -43,14 +43,19 @@ Array = np.ndarray
 Statistic = Callable[[Array, Array, Array | None, float], float]
 
 
+def _ratio(part: float, whole: float) -> float:
+    """part / whole; inf where whole is 0, as a kernel that gives zeros makes it."""
+    return float(part / whole) if whole else math.inf
+
+
 def nmse(output: Array, oracle: Array, baseline: Array | None, atol: float) -> float:
     """Squared error over squared oracle, of the whole tensor."""
-    return float(np.sum((output - oracle) ** 2) / np.sum(oracle**2))
+    return _ratio(np.sum((output - oracle) ** 2), np.sum(oracle**2))
 
 
 def nmse_llama(output: Array, oracle: Array, baseline: Array | None, atol: float) -> float:
     """Squared error over squared output, of the whole tensor: llama.cpp's mse(a, b) / mse(a, 0)."""
-    return float(np.sum((output - oracle) ** 2) / np.sum(output**2))
+    return _ratio(np.sum((output - oracle) ** 2), np.sum(output**2))
 
 
 def max_abs(output: Array, oracle: Array, baseline: Array | None, atol: float) -> float:
@@ -66,8 +71,7 @@ def close(output: Array, oracle: Array, baseline: Array | None, atol: float) -> 
 def times_baseline(output: Array, oracle: Array, baseline: Array | None, atol: float) -> float:
     """The largest error, less atol, over the largest of the baseline."""
     assert baseline is not None
-    unit = np.max(np.abs(baseline - oracle))
-    return float((np.max(np.abs(output - oracle)) - atol) / unit) if unit else math.inf
+    return _ratio(np.max(np.abs(output - oracle)) - atol, np.max(np.abs(baseline - oracle)))
 
 
 STATISTICS: dict[str, Statistic] = {
@@ -242,7 +246,7 @@ def separate(good: Array, bad: Array) -> float:
     best = int(np.argmin(wrong))
     low = max(tops[best], np.finfo(float).tiny)
     above = tops[best + 1] if best + 1 < len(tops) else 100 * low
-    return float(f"{math.sqrt(low * above):.1e}")
+    return float(f"{math.sqrt(low) * math.sqrt(above):.1e}")
 
 
 def rate(events: Array) -> tuple[int, int, float, float]:
@@ -255,6 +259,7 @@ def rate(events: Array) -> tuple[int, int, float, float]:
 class Thresholds(NamedTuple):
     """Answers about one kernel.
 
+    matrices: the tests that were tried
     practice: matrix -> its own test, at its own contexts
     search:   (matrix or "" for the rule asked about, regime) -> the same at octaves of contexts
     levels:   regime -> limits of the rule asked about, by context
@@ -262,6 +267,7 @@ class Thresholds(NamedTuple):
 
     kernel: Recipe
     rule: Rule
+    matrices: tuple[Matrix, ...]
     practice: dict[str, Tried]
     search: dict[tuple[str, str], Tried]
     levels: dict[str, list[Level]]
@@ -314,4 +320,4 @@ def thresholds(
         draws = range(FIRST_SAMPLE, FIRST_SAMPLE + samples // SAMPLE_HEADS)
         (sample,) = attempt(kernel, [rule], regime, octaves, draws, SAMPLE_SIZES, by_head=True)
         limits[regime] = levels(sample)
-    return Thresholds(kernel, rule, practice, search, limits)
+    return Thresholds(kernel, rule, tuple(matrices), practice, search, limits)

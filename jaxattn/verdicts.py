@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxattn.practice import MATRICES, Matrix, Rule
+from jaxattn.practice import Matrix, Rule
 from jaxattn.thresholds import CONFIDENCE, Thresholds, Tried
 
 WORDS = {
@@ -35,7 +35,7 @@ def useful(tried: Tried) -> int | None:
     return None if seen is None or (alarm is not None and alarm <= seen) else seen
 
 
-def text(found: Thresholds, matrices: tuple[Matrix, ...] = MATRICES) -> list[str]:
+def text(found: Thresholds) -> list[str]:
     """Lines for people."""
     regimes = list(found.levels)
     lines = [
@@ -43,7 +43,7 @@ def text(found: Thresholds, matrices: tuple[Matrix, ...] = MATRICES) -> list[str
         "",
         "The tests as they are (statistic at their longest context, median of seeds)",
     ]
-    for matrix in matrices:
+    for matrix in found.matrices:
         own = found.practice[matrix.name]
         kernel, correct = np.median(own.kernel[-1]), np.median(own.correct[-1])
         lines += [
@@ -53,7 +53,7 @@ def text(found: Thresholds, matrices: tuple[Matrix, ...] = MATRICES) -> list[str
         ]
     longest = found.levels[regimes[0]][-1].context
     lines += ["", f"The same rules at longer contexts, to {longest:,} keys"]
-    for name in ("", *(matrix.name for matrix in matrices)):
+    for name in ("", *(matrix.name for matrix in found.matrices)):
         lines.append(f"  {name or 'the rule asked about: ' + rule_text(found.rule)}")
         lines += [f"    {regime}: {noticed(found.search[name, regime])}" for regime in regimes]
     statistic = WORDS[found.rule.statistic]
@@ -76,7 +76,7 @@ def text(found: Thresholds, matrices: tuple[Matrix, ...] = MATRICES) -> list[str
         "",
         "What to add",
     ]
-    for matrix in matrices:
+    for matrix in found.matrices:
         lines += [f"  {matrix.name}", *(f"    {line}" for line in advice(found, matrix))]
     return lines
 
@@ -106,7 +106,7 @@ def advice(found: Thresholds, matrix: Matrix) -> list[str]:
     ]
 
 
-def to_dict(found: Thresholds, matrices: tuple[Matrix, ...] = MATRICES) -> dict[str, Any]:
+def to_dict(found: Thresholds) -> dict[str, Any]:
     """The answers in values that JSON knows, what is not finite left to `compare.plain`."""
 
     def tried(x: Tried) -> dict[str, Any]:
@@ -135,7 +135,7 @@ def to_dict(found: Thresholds, matrices: tuple[Matrix, ...] = MATRICES) -> dict[
                 },
                 "add": advice(found, matrix),
             }
-            for matrix in matrices
+            for matrix in found.matrices
         ],
         "longer": {regime: tried(found.search["", regime]) for regime in found.levels},
         "limits": {
