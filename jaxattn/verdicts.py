@@ -25,7 +25,9 @@ def rule_text(rule: Rule) -> str:
 def noticed(tried: Tried) -> str:
     """`seen from 4,096`, and whether that means anything."""
     seen, alarm = tried.seen, tried.false_alarm
-    words = "not seen" if seen is None else f"seen from {seen:,}"
+    sometimes = bool((tried.kernel > tried.limit).any())
+    words = "seen in some draws only" if sometimes else "not seen"
+    words = words if seen is None else f"seen from {seen:,}"
     return words if alarm is None else f"{words}; fails a correct one from {alarm:,}"
 
 
@@ -50,6 +52,7 @@ def text(found: Thresholds) -> list[str]:
             f"  {matrix.name}: {rule_text(matrix.rule)}",
             f"    {matrix.inputs}, {own.contexts[0]:,} to {own.contexts[-1]:,} keys: {noticed(own)}"
             f" ({kernel:.2g}; a correct kernel {correct:.2g})",
+            f"    not tried: {matrix.partial}",
         ]
     longest = found.levels[regimes[0]][-1].context
     lines += ["", f"The same rules at longer contexts, to {longest:,} keys"]
@@ -74,11 +77,27 @@ def text(found: Thresholds) -> list[str]:
     lines += [
         f"  (of the half of the samples that did not choose the limit; {CONFIDENCE:.0%} interval)",
         "",
+        *least(found),
+        "",
         "What to add",
     ]
     for matrix in found.matrices:
         lines += [f"  {matrix.name}", *(f"    {line}" for line in advice(found, matrix))]
     return lines
+
+
+def least(found: Thresholds) -> list[str]:
+    """Where the fewest keys are enough."""
+    places = [(useful(tried), *place) for place, tried in found.search.items()]
+    seen = [(keys, name, regime) for keys, name, regime in places if keys is not None]
+    if not seen:
+        return ["None of these rules sees it and lets a correct kernel pass."]
+    keys, name, regime = min(seen, key=lambda place: place[0])
+    rule = name or rule_text(found.rule)
+    return [
+        f"The fewest keys at which one sees it and lets a correct kernel pass: {keys:,},"
+        f" with inputs {regime} ({rule})"
+    ]
 
 
 def _rate(rate: tuple[int, int, float, float]) -> str:
@@ -101,8 +120,8 @@ def advice(found: Thresholds, matrix: Matrix) -> list[str]:
     level = told[-1]
     return [
         matrix.shape.format(keys=level.context),
-        f"does not see it; {WORDS[found.rule.statistic]} <= {level.limit:g} against float64 would,"
-        f" with inputs {regime}",
+        f"does not see it; {WORDS[found.rule.statistic]} <= {level.limit:g} of each head, against"
+        f" float64, would with inputs {regime}",
     ]
 
 

@@ -143,6 +143,7 @@ def found():
 def test_answers_in_words_and_numbers(found):
     words = "\n".join(verdicts.text(found))
     assert "gaussian: seen from 256" in words and "new test_flash_attn_ext(128, 128, 4" in words
+    assert "lets a correct kernel pass: 256, with inputs gaussian" in words
     assert found.practice[LLAMA.name].seen == 113
     assert [level.context for level in found.levels["gaussian"]] == [256, 512]
     for level in found.levels["gaussian"]:
@@ -253,3 +254,16 @@ def test_the_baseline_is_the_kernel_that_the_source_describes():
     exact = jaxattn.reference_attention(query, key, value)
     e, r = walk - exact, np.asarray(got) - exact
     assert np.corrcoef(e.ravel(), r.ravel())[0, 1] > 0.98
+
+
+def test_words_do_not_hide_a_false_alarm():
+    at, bad, good = np.array([256, 512]), np.array([[0.0, 2], [2, 2]]), np.zeros((2, 2))
+    tried = thresholds.Tried(at, bad, good, 1.0)
+    assert verdicts.noticed(tried) == "seen from 512" and verdicts.useful(tried) == 512
+    assert verdicts.noticed(tried._replace(kernel=bad[:1], contexts=at[:1])) == (
+        "seen in some draws only"
+    )
+    assert verdicts.noticed(tried._replace(kernel=good)) == "not seen"
+    alarming = tried._replace(correct=bad)  # one draw is enough to call it one
+    assert verdicts.noticed(alarming) == "seen from 512; fails a correct one from 256"
+    assert verdicts.useful(alarming) is None
