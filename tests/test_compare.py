@@ -185,3 +185,16 @@ def test_bad_input_is_one_line_and_exit_code_2(
 
 def test_help_says_what_a_capture_holds():
     assert "Query, key, value" in CliRunner().invoke(cli.app, ["compare", "--help"]).output
+
+
+@pytest.mark.slow
+def test_the_real_ggml_kernel_is_recognised_among_the_candidates():
+    """Outputs of ggml's own CPU kernel, kept in tests/golden, at 4,096 keys."""
+    from test_golden import CASES, REAL, draw
+
+    name = next(n for n, c in CASES.items() if n.startswith("decode") and c["keys"] == 4096)
+    query, key, value = (np.moveaxis(x, 0, 1)[None] for x in draw(CASES[name]))
+    output, scale = np.moveaxis(REAL[name], 0, 1)[None], CASES[name]["scale"]
+    found = compare(query, key, value, output, scale=scale)
+    assert found.recipes[0] == "ggml-cpu-decode" and found.agreement[0].correlation > 0.9995
+    assert found.agreement[1].correlation < 0.99
