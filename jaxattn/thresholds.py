@@ -40,7 +40,7 @@ CONFIDENCE = 0.95
 FIRST_SAMPLE = 1000  # the seed of the first: searches have those from 0
 
 Array = np.ndarray
-Statistic = Callable[[Array, Array, Array | None, float], float]
+Statistic = Callable[[Array, Array, Array, float], float]  # output, oracle, baseline, atol
 
 
 def _ratio(part: float, whole: float) -> float:
@@ -48,29 +48,28 @@ def _ratio(part: float, whole: float) -> float:
     return float(part / whole) if whole else math.inf
 
 
-def nmse(output: Array, oracle: Array, baseline: Array | None, atol: float) -> float:
+def nmse(output: Array, oracle: Array, baseline: Array, atol: float) -> float:
     """Squared error over squared oracle, of the whole tensor."""
     return _ratio(np.sum((output - oracle) ** 2), np.sum(oracle**2))
 
 
-def nmse_llama(output: Array, oracle: Array, baseline: Array | None, atol: float) -> float:
+def nmse_llama(output: Array, oracle: Array, baseline: Array, atol: float) -> float:
     """Squared error over squared output, of the whole tensor: llama.cpp's mse(a, b) / mse(a, 0)."""
     return _ratio(np.sum((output - oracle) ** 2), np.sum(output**2))
 
 
-def max_abs(output: Array, oracle: Array, baseline: Array | None, atol: float) -> float:
+def max_abs(output: Array, oracle: Array, baseline: Array, atol: float) -> float:
     """The largest error."""
     return float(np.max(np.abs(output - oracle)))
 
 
-def close(output: Array, oracle: Array, baseline: Array | None, atol: float) -> float:
+def close(output: Array, oracle: Array, baseline: Array, atol: float) -> float:
     """The least t with which allclose(rtol=t, atol=t) holds."""
     return float(np.max(np.abs(output - oracle) / (1 + np.abs(oracle))))
 
 
-def times_baseline(output: Array, oracle: Array, baseline: Array | None, atol: float) -> float:
+def times_baseline(output: Array, oracle: Array, baseline: Array, atol: float) -> float:
     """The largest error, less atol, over the largest of the baseline."""
-    assert baseline is not None
     return _ratio(np.max(np.abs(output - oracle)) - atol, np.max(np.abs(baseline - oracle)))
 
 
@@ -162,49 +161,42 @@ def attempt(
     """
     recipes = [kernel, corrected(kernel)]
     for rule in rules:
-        recipes += [_recipe(one) for one in (rule.oracle, rule.baseline) if one is not None]
-    recipes = list({one.name: one for one in recipes}.values())
-    found: list[list[tuple[list[float], list[float]]]] = []
+        for one in (rule.oracle, rule.baseline):
+            if one is not None and _recipe(one) not in recipes:
+                recipes.append(_recipe(one))
+    found = []
     for seed in seeds:
         query, stream = inputs.regime(regime, length=max(contexts), seed=seed, **sizes)
         drawn = outputs(query, stream, None, recipes, contexts=contexts)
-        named = dict(zip(drawn.recipes, drawn.output[:, :, 0], strict=True))
         heads = range(query.shape[2])
         for tensor in [slice(n, n + 1) for n in heads] if by_head else [slice(None)]:
-            some = {name: x[:, :, tensor] for name, x in named.items()}
+            some = drawn.output[:, :, 0, :, tensor]
             exact = drawn.reference[:, 0, :, tensor]
-            found.append([_judge(rule, recipes[:2], some, exact) for rule in rules])
+            found.append([_judge(rule, recipes, some, exact) for rule in rules])
     at = np.array(sorted(set(contexts)))
-    scores = np.array(found)  # [seed, rule, kernel or correct, C]
+    scores = np.array(found)  # [tensor, rule, kernel or correct, C]
     return [
         Tried(at, scores[:, i, 0].T, scores[:, i, 1].T, rule.limit) for i, rule in enumerate(rules)
     ]
 
 
-def _judge(
-    rule: Rule, pair: Sequence[Recipe], outs: dict[str, Array], reference: Array
-) -> tuple[list[float], list[float]]:
-    """The statistic of each of the pair at each context."""
+def _judge(rule: Rule, recipes: list[Recipe], outs: Array, exact: Array) -> list[list[float]]:
+    """The statistic of the first two recipes at each context.
 
-    def stored(x: Array) -> Array:
+    outs: [recipe, C, T, N, D]; exact: [C, T, N, D]
+    """
+    if rule.stored == FLOAT16:
         with np.errstate(over="ignore"):
-            return x.astype(np.float16).astype(np.float64) if rule.stored == FLOAT16 else x
+            outs, exact = (x.astype(np.float16).astype(np.float64) for x in (outs, exact))
+    oracle = exact if rule.oracle is None else outs[recipes.index(_recipe(rule.oracle))]
+    units = exact if rule.baseline is None else outs[recipes.index(_recipe(rule.baseline))]
 
-    oracle = stored(reference if rule.oracle is None else outs[_recipe(rule.oracle).name])
-    unit = None if rule.baseline is None else stored(outs[_recipe(rule.baseline).name])
+    def score(output: Array, oracle: Array, unit: Array) -> float:
+        if not (np.isfinite(output).all() and np.isfinite(oracle).all()):
+            return math.inf
+        return STATISTICS[rule.statistic](output, oracle, unit, rule.atol)
 
-    def score(name: str) -> list[float]:
-        x = stored(outs[name])
-        return [
-            STATISTICS[rule.statistic](
-                x[i], oracle[i], None if unit is None else unit[i], rule.atol
-            )
-            if np.isfinite(x[i]).all() and np.isfinite(oracle[i]).all()
-            else math.inf
-            for i in range(len(x))
-        ]
-
-    return score(pair[0].name), score(pair[1].name)
+    return [[score(*x) for x in zip(each, oracle, units, strict=True)] for each in outs[:2]]
 
 
 class Level(NamedTuple):

@@ -34,7 +34,7 @@ def work_of(
     sources = plan.inputs_of(study, inputs, seeds, max_context)
     notes = []
     if any(source.observed for source in sources):
-        notes.append("the capture's own `output` is checked, but not compared with")
+        notes.append("the capture's own `output` is left alone: `jaxattn compare FILE` is for it")
     labels = list(dict.fromkeys(source.label for source in sources))
     numbers = sources_hash(Path(jaxattn.__file__).parent)
     jobs = plan.jobs_of(study, by_name, sources, numbers)

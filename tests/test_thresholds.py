@@ -33,12 +33,12 @@ def test_statistics_are_those_of_the_sources():
     out, oracle, unit = RNG.standard_normal((3, 40, 8))
     error = out - oracle
     llama = np.mean(error**2) / np.mean(out**2)  # mse(a, b) / mse(a, 0), a under test
-    assert STATISTICS["nmse_llama"](out, oracle, None, 0) == pytest.approx(llama)
-    assert STATISTICS["nmse"](out, oracle, None, 0) == pytest.approx(
+    assert STATISTICS["nmse_llama"](out, oracle, unit, 0) == pytest.approx(llama)
+    assert STATISTICS["nmse"](out, oracle, unit, 0) == pytest.approx(
         llama * np.mean(out**2) / np.mean(oracle**2)
     )
-    assert STATISTICS["max_abs"](out, oracle, None, 0) == abs(error).max()
-    t = STATISTICS["close"](out, oracle, None, 0)
+    assert STATISTICS["max_abs"](out, oracle, unit, 0) == abs(error).max()
+    t = STATISTICS["close"](out, oracle, unit, 0)
     assert np.allclose(out, oracle, rtol=t * 1.0001, atol=t * 1.0001)
     assert not np.allclose(out, oracle, rtol=t * 0.9999, atol=t * 0.9999)
     times = STATISTICS["times_baseline"](out, oracle, unit, 0.1)
@@ -119,6 +119,14 @@ def test_an_oracle_does_not_see_itself_and_fails_a_sound_kernel():
     by_itself, by_float64 = attempt(PLANTED, rules, "gaussian", (300, 600), (0,), SMALL)
     assert (by_itself.kernel == 0).all() and by_itself.false_alarm == 300
     assert by_float64.seen == 300 and by_float64.false_alarm is None
+
+
+def test_a_changed_kernel_is_not_taken_for_the_oracle_of_its_name():
+    kernel = METAL.replace(running_sum="float8_e5m2")  # still named metal
+    (tried,) = attempt(
+        kernel, [Rule("nmse", 5e-4, oracle="metal")], "gaussian", (300,), (0,), SMALL
+    )
+    assert tried.seen == 300 and tried.false_alarm is None
 
 
 def test_an_overflow_is_seen():
