@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from jaxattn.practice import Matrix, Rule
-from jaxattn.thresholds import CONFIDENCE, Thresholds, Tried
+from jaxattn.thresholds import CONFIDENCE, Thresholds, Tried, corrected
 
 WORDS = {
     "nmse": "NMSE",
@@ -54,11 +54,13 @@ def text(found: Thresholds) -> list[str]:
             f" ({kernel:.2g}; a correct kernel {correct:.2g})",
             f"    not tried: {matrix.partial}",
         ]
-    longest = found.levels[regimes[0]][-1].context
+    longest = found.search["", regimes[0]].contexts[-1]
     lines += ["", f"The same rules at longer contexts, to {longest:,} keys"]
     for name in ("", *(matrix.name for matrix in found.matrices)):
         lines.append(f"  {name or 'the rule asked about: ' + rule_text(found.rule)}")
         lines += [f"    {regime}: {noticed(found.search[name, regime])}" for regime in regimes]
+    if sound(found):
+        return [*lines, "", "Its accumulators are float32 already: there is nothing to see."]
     statistic = WORDS[found.rule.statistic]
     lines += [
         "",
@@ -84,6 +86,11 @@ def text(found: Thresholds) -> list[str]:
     for matrix in found.matrices:
         lines += [f"  {matrix.name}", *(f"    {line}" for line in advice(found, matrix))]
     return lines
+
+
+def sound(found: Thresholds) -> bool:
+    """Whether the kernel is its own correction, so that no limit tells them apart."""
+    return corrected(found.kernel).identity() == found.kernel.identity()
 
 
 def least(found: Thresholds) -> list[str]:
@@ -116,7 +123,7 @@ def advice(found: Thresholds, matrix: Matrix) -> list[str]:
     regime = regimes[0]
     told = [x for x in found.levels[regime] if max(x.false_alarm[0], x.miss[0]) == 0]
     if not told:
-        return ["no context of these tells the kernel from a correct one"]
+        return ["no context of these tells the kernel from a correct one by a limit"]
     level = told[-1]
     return [
         matrix.shape.format(keys=level.context),

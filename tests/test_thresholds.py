@@ -264,6 +264,12 @@ def test_the_baseline_is_the_kernel_that_the_source_describes():
     assert np.corrcoef(e.ravel(), r.ravel())[0, 1] > 0.98
 
 
+def test_a_sound_kernel_is_told_so(found):
+    sound = found._replace(kernel=METAL)
+    assert verdicts.text(sound)[-1].startswith("Its accumulators are float32 already")
+    assert not verdicts.sound(found)
+
+
 def test_words_do_not_hide_a_false_alarm():
     at, bad, good = np.array([256, 512]), np.array([[0.0, 2], [2, 2]]), np.zeros((2, 2))
     tried = thresholds.Tried(at, bad, good, 1.0)
