@@ -2,11 +2,15 @@
 
 import json
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from jaxattn import atlas, kernels
+from jaxattn.recipe import Recipe, parse_settings
+
+SHOWN = 4  # recipes that compare shows of those it tries by itself
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -42,6 +46,105 @@ def show_kernels(
         print(atlas.markdown(), end="")
     else:
         print("\n".join(atlas.text(kernels.families())))
+
+
+@app.command("compare")
+def compare_capture(
+    file: Annotated[Path, typer.Argument(help="Query, key, value and the kernel's output.")],
+    recipes: Annotated[
+        str | None, typer.Option(help="Recipes A,B to compare with, or all (minutes).")
+    ] = None,
+    metrics: Annotated[str | None, typer.Option(help="Metrics A,B.")] = None,
+    scale: Annotated[
+        float | None, typer.Option(help="Of the scores, 1/sqrt(head dim) by default.")
+    ] = None,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="field=value: a changed recipe beside each that it changes."),
+    ] = None,
+    causal: Annotated[
+        bool,
+        typer.Option("--causal", help="The last query sees all keys, each before it one less."),
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """How far a kernel's own output is from float64, and which recipes err like it."""
+    from jaxattn import captures, compare
+
+    capture = captures.load(file)
+    if capture.output is None:
+        raise ValueError(f"{file}: lacks the array 'output', the kernel's own, to compare")
+    some = compare.CANDIDATES if recipes is None else tuple(recipes.split(","))
+    some = tuple(kernels.names()) if some == ("all",) else some
+    found = compare.compare(
+        capture.query,
+        capture.key,
+        capture.value,
+        capture.output,
+        _with_changed([kernels.get(name) for name in some], changes or []),
+        names=compare.METRICS if metrics is None else metrics.split(","),
+        scale=scale,
+        causal=causal,
+    )
+    if as_json:
+        print(json.dumps(compare.to_dict(found), indent=2))
+    else:
+        print(f"{capture.label}: {capture.output.dtype} output, {capture.length:,} keys\n")
+        print("\n".join(compare.text(found, SHOWN if recipes is None else None)))
+
+
+@app.command("thresholds")
+def show_thresholds(
+    kernel: Annotated[str, typer.Option(help="Name of a recipe.")],
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", help="field=value: a change of the recipe.")
+    ] = None,
+    metric: Annotated[
+        str,
+        typer.Option(
+            help="nmse, nmse_llama, max_abs, allclose, fa2x or flashinfer, or NAME=LIMIT."
+        ),
+    ] = "nmse_llama",
+    inputs: Annotated[str | None, typer.Option(help="Regimes A,B to search.")] = None,
+    max_context: Annotated[
+        int | None, typer.Option(help="Longest context of the search, 32768 by default.")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(help="Draws of each test, 3 by default.")] = None,
+    samples: Annotated[
+        int | None, typer.Option(help="Tensors that the limits rest on, 64 by default.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Would the tests in practice notice this kernel's accumulators, and which test would?"""
+    from jaxattn import thresholds, verdicts
+    from jaxattn.compare import plain
+
+    found = thresholds.thresholds(
+        _with_changed([kernels.get(kernel)], changes or [])[-1],
+        thresholds.rule_of(metric),
+        longest=thresholds.LONGEST if max_context is None else max_context,
+        seeds=thresholds.SEEDS if seeds is None else seeds,
+        samples=thresholds.SAMPLES if samples is None else samples,
+        regimes=thresholds.REGIMES if inputs is None else tuple(inputs.split(",")),
+        progress=lambda line: print(line, file=sys.stderr),
+    )
+    if as_json:
+        print(json.dumps(plain(verdicts.to_dict(found)), indent=2))
+    else:
+        print("\n".join(verdicts.text(found)))
+
+
+def _with_changed(recipes: list[Recipe], settings: list[str]) -> list[Recipe]:
+    """The recipes, and beside each the changed one, where the settings change it."""
+    if not settings:
+        return recipes
+    changes, both = parse_settings(settings), []
+    for recipe in recipes:
+        changed = recipe.replace(**changes, name=f"{recipe.name}+{'+'.join(settings)}")
+        both += [recipe, changed] if changed.identity() != recipe.identity() else [recipe]
+    if len(both) == len(recipes):
+        raise ValueError(f"--set {' '.join(settings)} changes none of the recipes")
+    return both
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from jaxattn import metrics as measures
 from jaxattn.errors import Errors
 from jaxattn.formats import format_of
 from jaxattn.lanes import structure_of
-from jaxattn.passes import Exact, Job, Reader, run_all
+from jaxattn.passes import Exact, Job, Reader, Report, run_all
 from jaxattn.recipe import Recipe
 
 LONGEST = 2**30  # keys are counted in 32 bits
@@ -84,11 +84,55 @@ def error_curves(
     A second call with the same shapes and structures compiles nothing.
     Raises ValueError or TypeError for arguments that do not fit.
     """
+    metrics = measures.check_names(metrics)
+    walk = walk_of(query, key, value, recipes, contexts, scale, tile_keys, mesh)
+    result = Curves(
+        tuple(recipe.name for recipe in walk.recipes),
+        np.array(walk.contexts),
+        {name: np.full(walk.shape, np.nan, np.float32) for name in metrics},
+        np.zeros(walk.shape, bool),
+        np.zeros(walk.shape, bool),
+        walk.kv_block,
+    )
+    errors = Errors(walk.contexts, walk.exact, result.metrics, result.overflow, result.stagnated)
+    walk.run(errors.report, progress)
+    errors.close()
+    return result
+
+
+class Walk(NamedTuple):
+    """A pass over the keys that is ready to run.
+
+    shape:    (recipe, context, B, T, N)
+    kv_block: int [recipe, context]
+    exact:    context -> the reference's (output [B·K, R, D], log-sum-exp [B·K, R]), float64
+    run:      (report, progress): gives report(members, context, outcome) all there is; what it
+              asks of `exact` it asks meanwhile
+    """
+
+    recipes: list[Recipe]
+    contexts: list[int]
+    shape: tuple[int, ...]
+    kv_block: np.ndarray
+    exact: Exact
+    run: Callable[[Report, Callable[[int, int], None] | None], None]
+
+
+def walk_of(
+    query: Any,
+    key: Any,
+    value: Any,
+    recipes: Sequence[Recipe | str],
+    contexts: Sequence[int] | None,
+    scale: float | None,
+    tile_keys: int | None = None,
+    mesh: Mesh | None = None,
+) -> Walk:
+    """The walk that error_curves of these arguments asks for; raises what error_curves does."""
     chosen = _chosen(recipes)
     query = np.asarray(query)
     stream = _stream(query, key, value)
     lengths = _contexts(contexts, stream.length)
-    metrics = measures.check_names(metrics)
     if tile_keys is not None:
         tile_keys = _whole("tile_keys", tile_keys, block_rules.LARGEST)
     scale = float(1 / math.sqrt(query.shape[-1]) if scale is None else scale)
@@ -99,37 +143,31 @@ def error_curves(
 
     rows = _rows(query, stream.heads)
     shape = (len(chosen), len(lengths), query.shape[0], query.shape[1], query.shape[2])
-    result = Curves(
-        tuple(recipe.name for recipe in chosen),
-        np.array(lengths),
-        {name: np.full(shape, np.nan, np.float32) for name in metrics},
-        np.zeros(shape, bool),
-        np.zeros(shape, bool),
-        np.zeros(shape[:2], int),
-    )
+    kv_block = np.zeros(shape[:2], int)
 
     reader = Reader(stream)
     exact = Exact(reader, rows.astype(np.float64) * scale, lengths)
-    errors = Errors(lengths, exact, result.metrics, result.overflow, result.stagnated)
 
     sizes = (rows.shape[-1], stream.value_dim)
-    jobs = _jobs(chosen, lengths, sizes, tile_keys, result.kv_block, devices)
+    jobs = _jobs(chosen, lengths, sizes, tile_keys, kv_block, devices)
     dtypes = (query.dtype, *(x.dtype for x in reader.read(0, 1)))
-    with exact:
-        run_all(
-            jobs,
-            reader,
-            exact,
-            errors.report,
-            progress,
-            rows=rows,
-            group=query.shape[0] * query.shape[2] // stream.heads,
-            value_dim=stream.value_dim,
-            scale=scale,
-            formats=[format_of(dtype) for dtype in dtypes],
-        )
-        errors.close()
-    return result
+
+    def run(report: Report, progress: Callable[[int, int], None] | None) -> None:
+        with exact:
+            run_all(
+                jobs,
+                reader,
+                exact,
+                report,
+                progress,
+                rows=rows,
+                group=query.shape[0] * query.shape[2] // stream.heads,
+                value_dim=stream.value_dim,
+                scale=scale,
+                formats=[format_of(dtype) for dtype in dtypes],
+            )
+
+    return Walk(chosen, lengths, shape, kv_block, exact, run)
 
 
 def _chosen(recipes: Sequence[Recipe | str]) -> list[Recipe]:

@@ -66,6 +66,10 @@ def _uniform(rng: np.random.Generator, shape: tuple[int, ...], p: Parameters) ->
     return rng.random(shape, dtype=np.float32)
 
 
+def _symmetric(rng: np.random.Generator, shape: tuple[int, ...], p: Parameters) -> Array:
+    return np.float32(2) * rng.random(shape, dtype=np.float32) - np.float32(1)
+
+
 def _outliers(rng: np.random.Generator, shape: tuple[int, ...], p: Parameters) -> Array:
     x = rng.standard_normal(shape, dtype=np.float32)
     hit = rng.choice(x.size, rng.binomial(x.size, p["outlier_rate"]), replace=False, shuffle=False)
@@ -144,6 +148,11 @@ REGIMES: dict[str, Regime] = {
         "Q, K, V ~ U[0, 1), 1 where the dtype rounds up (Golden et al., arXiv 2405.02803)",
         {},
         draw=_uniform,
+    ),
+    "uniform11": Regime(
+        "Q, K, V ~ U[-1, 1): scores of standard deviation 1/3 (llama.cpp's test-backend-ops)",
+        {},
+        draw=_symmetric,
     ),
 }
 

@@ -212,7 +212,7 @@ def inputs_of(
 def notes_of(sources: Iterable[Inputs]) -> list[str]:
     """What the user should know of the inputs."""
     observed = any(source.observed for source in sources)
-    return ["the capture's own `output` is checked, but not compared with"] * observed
+    return ["the capture's own `output` is left alone: `jaxattn compare FILE` is for it"] * observed
 
 
 def _captured(path: Path, longest: int | None) -> Inputs:

@@ -37,6 +37,12 @@ ORDER = (
     "jaxattn.errors",
     "jaxattn.curves",
     "jaxattn.attribution",
+    "jaxattn.outputs",
+    "jaxattn.agreement",
+    "jaxattn.compare",
+    "jaxattn.practice",
+    "jaxattn.thresholds",
+    "jaxattn.verdicts",
     "jaxattn.theory",
     "jaxattn.atlas",
     "jaxattn",  # the lazy exports: for users and the command line, not for the modules above

@@ -12,6 +12,7 @@ import pytest
 
 import jaxattn
 from jaxattn import kernels
+from jaxattn.agreement import correlation
 from sweeps import fidelity
 from sweeps.peers import compare, golden
 from sweeps.peers.peer import NOISE, VECTOR, Peer, peers
@@ -178,7 +179,7 @@ def test_ties_are_results_that_noise_decides():
     found = compare.figures(truth, emulated, emulated, reference, exact=truth, tied=tied)
     clear = ~tied
     assert found["ties"] == 0.5 and found["ceiling"] == found["correlation"] < 1
-    expected = compare._correlation((truth - reference)[clear], (emulated - reference)[clear])
+    expected = correlation((truth - reference)[clear], (emulated - reference)[clear])
     assert found["settled"] == expected
 
 

@@ -14,6 +14,7 @@ import ml_dtypes  # noqa: F401  (registers bfloat16 with NumPy)
 import numpy as np
 from packaging.requirements import Requirement
 
+from jaxattn.agreement import agreement, correlation
 from sweeps.peers.peer import Peer, versions
 from sweeps.plan import BUNDLED
 
@@ -164,39 +165,21 @@ def figures(
 ) -> dict[str, float]:
     """How much of the real kernel's error the recipe explains; all arrays [T, N, D].
 
-    correlation: of the two error vectors; control: the same for a recipe without roundings inside
+    Beside what jaxattn.agreement.Agreement has:
+    control: the correlation for a recipe without roundings inside
     settled: the correlation without the elements `tied` (see ties); ties: their share
     ceiling: correlation of the recipe's errors with those of `exact`, the recipe in float64 sums;
         where rounding turns on float32 noise, no other kernel can be expected nearer than that
-    unexplained: ||e_real - e_recipe|| / ||e_real||
-    nmse_real, nmse_recipe: squared error over squared reference
-    rms_ratio: RMS of the real error over the recipe's
-    equal: share of elements that are the same to the bit
     """
     truth, emulated, control = (x.astype(np.float64) for x in (truth, emulated, control))
     e, r, c = truth - reference, emulated - reference, control - reference
-    size, norm = np.sum(reference**2), np.linalg.norm
     clear = np.ones(e.shape, bool) if tied is None else ~tied
-    return {
-        "correlation": _correlation(e, r),
-        "settled": _correlation(e[clear], r[clear]),
+    return agreement(truth, emulated, reference)._asdict() | {
+        "settled": correlation(e[clear], r[clear]),
         "ties": float(1 - np.mean(clear)),
-        "ceiling": 1.0 if exact is None else _correlation(r, exact.astype(np.float64) - reference),
-        "control": _correlation(e, c),
-        "unexplained": float(norm(e - r) / norm(e)) if norm(e) else float(norm(r) > 0),
-        "nmse_real": float(np.sum(e**2) / size),
-        "nmse_recipe": float(np.sum(r**2) / size),
-        "rms_ratio": float(norm(e) / norm(r)) if norm(r) else float("inf"),
-        "equal": float(np.mean(truth == emulated)),
+        "ceiling": 1.0 if exact is None else correlation(r, exact.astype(np.float64) - reference),
+        "control": correlation(e, c),
     }
-
-
-def _correlation(a: np.ndarray, b: np.ndarray) -> float:
-    if not (np.isfinite(a).all() and np.isfinite(b).all()):
-        return float("nan")
-    a, b = a.ravel() - a.mean(), b.ravel() - b.mean()
-    size = np.linalg.norm(a) * np.linalg.norm(b)
-    return float(a @ b / size) if size else float("nan")
 
 
 def ties(

@@ -1,0 +1,129 @@
+"""The tests that projects run on their attention kernels, as one table of data.
+
+A test is its shapes, its inputs, what it compares with, and what it lets pass.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from jaxattn.formats import FLOAT16, FLOAT32, Format
+from jaxattn.recipe import Recipe
+
+UNFUSED = Recipe(
+    name="pytorch-fp16-unfused",
+    citation="Dao-AILab/flash-attention, tests/test_flash_attn.py (attention_ref, upcast=False)"
+    " at 0251105a",
+    inferred="q is scaled, where the source scales k; float32 inside each product and the softmax",
+    query=FLOAT16,
+    key=FLOAT16,
+    value=FLOAT16,
+    scale_at="query",
+    scaled_query=FLOAT16,
+    scores=FLOAT16,
+    probs=FLOAT16,
+    normalise="before",
+    kv_block="whole",
+    result=FLOAT16,
+)
+
+
+class Rule(NamedTuple):
+    """Passes where the statistic is at most `limit`.
+
+    statistic: in thresholds.STATISTICS
+    oracle:    what outputs are compared with: a recipe, a kernel's name, or None for float64
+    baseline:  whose own distance from the oracle is the unit, if any
+    atol:      what is let pass beside that
+    stored:    the format that all outputs are stored in
+    """
+
+    statistic: str
+    limit: float
+    oracle: Recipe | str | None = None
+    baseline: Recipe | str | None = None
+    atol: float = 0.0
+    stored: Format = FLOAT32
+
+
+class Matrix(NamedTuple):
+    """One project's test, as far as it concerns half-precision attention without a mask.
+
+    inputs:   of jaxattn.inputs.REGIMES
+    contexts: its numbers of keys
+    sizes:    queries, heads (of keys), group and head_dim of what is tried here
+    partial:  what the source tests besides, or in larger tensors
+    shape:    a line that adds a context to it, with {keys} in its place
+    """
+
+    name: str
+    citation: str
+    inputs: str
+    contexts: tuple[int, ...]
+    sizes: Mapping[str, int]
+    rule: Rule
+    partial: str
+    shape: str
+
+
+LLAMA = Matrix(
+    name="llama.cpp test-backend-ops",
+    citation="ggml-org/llama.cpp, tests/test-backend-ops.cpp (test_flash_attn_ext, nmse,"
+    " make_test_cases_eval) at 0054f928",
+    inputs="uniform11",
+    contexts=(113, 512, 1024),
+    sizes={"queries": 32, "heads": 4, "group": 1, "head_dim": 128},
+    rule=Rule("nmse_llama", 5e-4, oracle="ggml-cpu-decode"),
+    partial="nb 1, 3, 75 and other head sizes; with masks U(-1, 1), sinks, ALiBi, softcap",
+    shape="test_cases.emplace_back(new test_flash_attn_ext(128, 128, 4, {{1, 1}}, {keys}, 32,"
+    " false, false, 0, 0, GGML_PREC_F32, GGML_TYPE_F16, GGML_TYPE_F16));",
+)
+
+FLASH_ATTENTION = Matrix(
+    name="flash-attention test_flash_attn_output",
+    citation="Dao-AILab/flash-attention, tests/test_flash_attn.py (test_flash_attn_output,"
+    " attention_ref) at 0251105a",
+    inputs="gaussian",
+    contexts=(203, 512, 1024, 2048),
+    sizes={"queries": 128, "heads": 6, "group": 1, "head_dim": 128},
+    rule=Rule("times_baseline", 2.0, baseline=UNFUSED, stored=FLOAT16),
+    partial="up to 2,048 queries, batches of 4, head dims 32 to 256, bfloat16; causal, windows",
+    shape='@pytest.mark.parametrize("seqlen_q,seqlen_k", [(128, {keys})])',
+)
+
+FLASH_ATTENTION_CACHE = Matrix(
+    name="flash-attention test_flash_attn_kvcache",
+    citation="Dao-AILab/flash-attention, tests/test_flash_attn.py (test_flash_attn_kvcache) at"
+    " 0251105a",
+    inputs="gaussian",
+    contexts=(128, 800, 2048, 20000, 131072),
+    sizes={"queries": 16, "heads": 6, "group": 1, "head_dim": 128},
+    rule=Rule("times_baseline", 3.0, baseline=UNFUSED, atol=1e-5, stored=FLOAT16),
+    partial="each batch entry sees a random part of the keys; new keys, rotary, paged caches",
+    shape='@pytest.mark.parametrize("seqlen_q,seqlen_k", [(16, {keys})])',
+)
+
+FLASHINFER = Matrix(
+    name="flashinfer test_single_prefill",
+    citation="flashinfer-ai/flashinfer, tests/attention/test_single_prefill.py"
+    " (single_prefill_with_kv_cache_ref) at fb28d724",
+    inputs="gaussian",
+    contexts=(501, 2042, 3771, 4932),
+    sizes={"queries": 127, "heads": 1, "group": 4, "head_dim": 128},
+    rule=Rule("close", 1e-3, oracle=UNFUSED, stored=FLOAT16),
+    partial="up to 1,024 queries; causal; its oracle rounds scores twice, here once",
+    shape='@pytest.mark.parametrize("kv_len", [{keys}])',
+)
+
+FLASHINFER_DECODE = Matrix(
+    name="flashinfer test_batch_decode",
+    citation="flashinfer-ai/flashinfer, tests/attention/test_batch_decode_kernels.py"
+    " (test_batch_decode_with_paged_kv_cache) at fb28d724",
+    inputs="gaussian",
+    contexts=(54, 512, 2048, 16384),
+    sizes={"queries": 12, "heads": 4, "group": 1, "head_dim": 128},
+    rule=Rule("close", 1e-3, oracle="flashinfer-fp16", stored=FLOAT16),
+    partial="batches of 12 to 128 with keys of their own; its oracle is its own decode kernel",
+    shape='@pytest.mark.parametrize("kv_len", [{keys}])',
+)
+
+MATRICES = (LLAMA, FLASH_ATTENTION, FLASH_ATTENTION_CACHE, FLASHINFER, FLASHINFER_DECODE)

@@ -1,0 +1,170 @@
+"""Thresholds in words: would the tests notice, where would they, and what to write instead."""
+
+from typing import Any
+
+import numpy as np
+
+from jaxattn.practice import Matrix, Rule
+from jaxattn.thresholds import CONFIDENCE, Thresholds, Tried, corrected
+
+WORDS = {
+    "nmse": "NMSE",
+    "nmse_llama": "NMSE over the output's square",
+    "max_abs": "largest error",
+    "close": "allclose at rtol = atol",
+    "times_baseline": "largest error in units of unfused PyTorch's",
+}
+
+
+def rule_text(rule: Rule) -> str:
+    oracle = "float64" if rule.oracle is None else getattr(rule.oracle, "name", rule.oracle)
+    rest = f" (and {rule.atol:g})" if rule.atol else ""
+    return f"{WORDS[rule.statistic]} <= {rule.limit:g}{rest}, against {oracle}"
+
+
+def noticed(tried: Tried) -> str:
+    """`seen from 4,096`, and whether that means anything."""
+    seen, alarm = tried.seen, tried.false_alarm
+    sometimes = bool((tried.kernel > tried.limit).any())
+    words = "seen in some draws only" if sometimes else "not seen"
+    words = words if seen is None else f"seen from {seen:,}"
+    return words if alarm is None else f"{words}; fails a correct one from {alarm:,}"
+
+
+def useful(tried: Tried) -> int | None:
+    """The least context at which the kernel is seen and the corrected one is let pass."""
+    seen, alarm = tried.seen, tried.false_alarm
+    return None if seen is None or (alarm is not None and alarm <= seen) else seen
+
+
+def text(found: Thresholds) -> list[str]:
+    """Lines for people."""
+    regimes = list(found.levels)
+    lines = [
+        f"{found.kernel.name}, beside the same kernel with its max, sums, o and 1/l in float32",
+        "",
+        "The tests as they are (statistic at their longest context, median of seeds)",
+    ]
+    for matrix in found.matrices:
+        own = found.practice[matrix.name]
+        kernel, correct = np.median(own.kernel[-1]), np.median(own.correct[-1])
+        lines += [
+            f"  {matrix.name}: {rule_text(matrix.rule)}",
+            f"    {matrix.inputs}, {own.contexts[0]:,} to {own.contexts[-1]:,} keys: {noticed(own)}"
+            f" ({kernel:.2g}; a correct kernel {correct:.2g})",
+            f"    not tried: {matrix.partial}",
+        ]
+    longest = found.search["", regimes[0]].contexts[-1]
+    lines += ["", f"The same rules at longer contexts, to {longest:,} keys"]
+    for name in ("", *(matrix.name for matrix in found.matrices)):
+        lines.append(f"  {name or 'the rule asked about: ' + rule_text(found.rule)}")
+        lines += [f"    {regime}: {noticed(found.search[name, regime])}" for regime in regimes]
+    if sound(found):
+        return [*lines, "", "Its accumulators are float32 already: there is nothing to see."]
+    statistic = WORDS[found.rule.statistic]
+    lines += [
+        "",
+        f"A limit for each context: {statistic} against float64, of one head's 16 queries",
+    ]
+    for regime in regimes:
+        lines.append(
+            f"  {regime:<12}{'keys':>9}{'correct':>10}{'kernel':>10}{'limit':>10}"
+            f"{'false alarms':>24}{'misses':>24}"
+        )
+        for level in found.levels[regime]:
+            lines.append(
+                f"  {'':<12}{level.context:>9,}{level.correct:>10.2g}{level.kernel:>10.2g}"
+                f"{level.limit:>10.2g}{_rate(level.false_alarm):>24}{_rate(level.miss):>24}"
+            )
+    lines += [
+        f"  (of the half of the samples that did not choose the limit; {CONFIDENCE:.0%} interval)",
+        "",
+        *least(found),
+        "",
+        "What to add",
+    ]
+    for matrix in found.matrices:
+        lines += [f"  {matrix.name}", *(f"    {line}" for line in advice(found, matrix))]
+    return lines
+
+
+def sound(found: Thresholds) -> bool:
+    """Whether the kernel is its own correction, so that no limit tells them apart."""
+    return corrected(found.kernel).identity() == found.kernel.identity()
+
+
+def least(found: Thresholds) -> list[str]:
+    """Where the fewest keys are enough."""
+    places = [(useful(tried), *place) for place, tried in found.search.items()]
+    seen = [(keys, name, regime) for keys, name, regime in places if keys is not None]
+    if not seen:
+        return ["None of these rules sees it and lets a correct kernel pass."]
+    keys, name, regime = min(seen, key=lambda place: place[0])
+    rule = name or rule_text(found.rule)
+    return [
+        f"The fewest keys at which one sees it and lets a correct kernel pass: {keys:,},"
+        f" with inputs {regime} ({rule})"
+    ]
+
+
+def _rate(rate: tuple[int, int, float, float]) -> str:
+    k, n, low, high = rate
+    return f"{k}/{n} ({low:.1%} to {high:.1%})"
+
+
+def advice(found: Thresholds, matrix: Matrix) -> list[str]:
+    """A shape that would see the kernel by the test's own rule, or else a limit that would."""
+    regimes = sorted(found.levels, key=lambda regime: regime != matrix.inputs)
+    for regime in regimes:
+        keys = useful(found.search[matrix.name, regime])
+        if keys is not None:
+            inputs = "its own inputs" if regime == matrix.inputs else f"inputs {regime}"
+            return [f"{matrix.shape.format(keys=keys)}", f"sees it, with {inputs}"]
+    regime = regimes[0]
+    told = [x for x in found.levels[regime] if max(x.false_alarm[0], x.miss[0]) == 0]
+    if not told:
+        return ["no context of these tells the kernel from a correct one by a limit"]
+    level = told[-1]
+    return [
+        matrix.shape.format(keys=level.context),
+        f"does not see it; {WORDS[found.rule.statistic]} <= {level.limit:g} of each head, against"
+        f" float64, would with inputs {regime}",
+    ]
+
+
+def to_dict(found: Thresholds) -> dict[str, Any]:
+    """The answers in values that JSON knows, what is not finite left to `compare.plain`."""
+
+    def tried(x: Tried) -> dict[str, Any]:
+        return {
+            "contexts": x.contexts,
+            "limit": x.limit,
+            "kernel": x.kernel,
+            "correct": x.correct,
+            "seen_from": x.seen,
+            "false_alarm_from": x.false_alarm,
+        }
+
+    return {
+        "kernel": found.kernel.name,
+        "rule": rule_text(found.rule),
+        "tests": [
+            {
+                "name": matrix.name,
+                "citation": matrix.citation,
+                "beside": matrix.partial,
+                "rule": rule_text(matrix.rule),
+                "inputs": matrix.inputs,
+                "own": tried(found.practice[matrix.name]),
+                "longer": {
+                    regime: tried(found.search[matrix.name, regime]) for regime in found.levels
+                },
+                "add": advice(found, matrix),
+            }
+            for matrix in found.matrices
+        ],
+        "longer": {regime: tried(found.search["", regime]) for regime in found.levels},
+        "limits": {
+            regime: [level._asdict() for level in levels] for regime, levels in found.levels.items()
+        },
+    }

@@ -1,0 +1,200 @@
+"""compare: an observed output's error, and the recipe that made it found among many."""
+
+import json
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import jaxattn
+from jaxattn import __main__ as cli
+from jaxattn import compare as module
+from jaxattn import kernels
+from jaxattn.agreement import agreement, correlation
+from jaxattn.compare import compare, text, to_dict, verdict
+
+RNG = np.random.default_rng(7)
+QUERY = RNG.standard_normal((1, 8, 4, 32)).astype(np.float16)
+KEY, VALUE = (RNG.standard_normal((2, 1, 1500, 2, 32)) + 0.3).astype(np.float16)
+SITES = {"running_sum": "bfloat16", "output": "bfloat16", "probs": "e5m4", "row_sum": "e5m5"}
+
+
+def made_by(recipe, query=QUERY, key=KEY, value=VALUE, dtype=np.float16, **arguments):
+    wide = query.astype(np.float32)
+    out = jaxattn.dot_product_attention(wide, key, value, recipe=recipe, **arguments)
+    return np.asarray(out).astype(dtype)
+
+
+def test_the_hidden_recipe_is_found_among_its_likes():
+    base = kernels.get("hexagon-hmx-fp16").replace(kv_block=64)
+    offered = [base] + [base.replace(name=s, **{s: f}) for s, f in SITES.items()]
+    offered += ["metal", "float32", "hexagon-hmx-fp32"]
+    for hidden in offered[:2]:
+        found = compare(QUERY, KEY, VALUE, made_by(hidden), offered)
+        assert found.recipes[0] == hidden.name
+        assert found.agreement[0].correlation > 0.9999
+        assert found.agreement[1].correlation < 0.99
+        assert (found.correlation[0] > 0.999).all() and found.correlation.shape == (8, 1, 4)
+        assert hidden.name in verdict(found) and not found.remarks
+
+
+def test_a_kernel_that_is_not_offered_is_not_claimed():
+    hidden = kernels.get("float32").replace(kv_block=32, output="bfloat16")
+    found = compare(QUERY, KEY, VALUE, made_by(hidden), ["metal", "float32", "metal-bf16"])
+    assert found.agreement[0].correlation < 0.5
+    assert "no recipe of 3 errs like this kernel" in verdict(found)
+
+
+def test_metrics_are_those_of_numpy():
+    narrow = kernels.get("float32").replace(name="narrow", running_sum="bfloat16", output="e5m9")
+    output = made_by(narrow)
+    found = compare(QUERY, KEY, VALUE, output, ["float32", narrow])
+    exact = jaxattn.reference_attention(QUERY, KEY, VALUE)
+    error = output.astype(np.float64) - exact
+    nmse = (error**2).sum(-1) / (exact**2).sum(-1)
+    llama = (error**2).sum((1, 3)) / (output.astype(np.float64) ** 2).sum((1, 3))
+    expected = {
+        "nmse": np.median(nmse, 1),
+        "nmse_llama": llama,
+        "rel_l2": np.median(np.sqrt(nmse), 1),
+        "max_abs": abs(error).max((1, 3)),
+        "bias_o": np.median((error * exact).sum(-1) / (exact**2).sum(-1), 1),
+    }
+    assert tuple(found.observed) == module.METRICS
+    for name, values in expected.items():
+        np.testing.assert_allclose(found.observed[name], values, rtol=1e-5, err_msg=name)
+    for name, values in found.emulated.items():  # the recipe itself comes first
+        np.testing.assert_allclose(values[0], found.observed[name], rtol=1e-3, err_msg=name)
+
+
+def test_causal_regions_group_queries_by_the_keys_that_they_see():
+    query = np.resize(QUERY[:, :, :2], (1, 400, 2, 32))
+    key, value = KEY[:, :600], VALUE[:, :600]
+    mask = np.tri(400, 600, 200, dtype=bool)[None, None]
+    narrow = kernels.get("float32").replace(name="narrow", kv_block=4, output="bfloat16")
+    output = made_by(narrow, query, key, value, mask=mask)
+    found = compare(query, key, value, output, [narrow], causal=True)
+    assert found.agreement[0].correlation > 0.9999
+    assert [r[:3] for r in found.regions] == [(0, 256, 56), (256, 512, 256), (512, 1024, 88)]
+    exact = jaxattn.reference_attention(query, key, value, mask=mask)
+    nmse = ((output - exact) ** 2).sum(-1) / (exact**2).sum(-1)
+    first, _, last = found.regions
+    np.testing.assert_allclose(last.observed["nmse"], np.median(nmse[:, 312:], 1), rtol=1e-5)
+    np.testing.assert_allclose(last.emulated["nmse"][0], last.observed["nmse"], rtol=1e-3)
+    assert (last.observed["nmse"] > 1.2 * first.observed["nmse"]).all()  # a rounding each block
+
+
+@pytest.mark.parametrize(
+    ("spoil", "remark"),
+    [
+        (lambda x: 0 * x, "all heads: all zero: it looks like a kernel that did not run"),
+        (lambda x: 0 * x + 1, "all heads: one number throughout"),
+        (lambda x: np.where(np.arange(4)[:, None] == 2, 0, x), "head 2: all zero"),
+        (lambda x: -x, "all heads: further from float64 than rounding goes"),
+    ],
+)
+def test_outputs_that_are_no_attention_are_told_and_numbered_all_the_same(spoil, remark):
+    output = spoil(made_by("metal")).astype(np.float16)
+    found = compare(QUERY, KEY, VALUE, output, ["metal", "float32"])
+    assert any(remark in line for line in found.remarks), found.remarks
+    assert np.isfinite(found.observed["nmse"]).all()
+    assert json.loads(json.dumps(to_dict(found)))["remarks"] and text(found)
+
+
+def test_agreement_of_vectors_with_known_angles():
+    reference = np.ones((2, 3))
+    a, b = np.array([[1.0, -1, 0], [0, 0, 0]]), np.array([[1.0, 0, -1], [0, 0, 0]])
+    found = agreement(reference + a, reference + b, reference)
+    assert found.correlation == pytest.approx(0.5)
+    assert found.unexplained == pytest.approx(1.0)
+    assert found.rms_ratio == pytest.approx(1.0)
+    assert (found.nmse_real, found.equal) == (pytest.approx(1 / 3), pytest.approx(4 / 6))
+    assert np.isnan(correlation(np.zeros(3), a[0])) and np.isnan(correlation(a * np.nan, b))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"output": VALUE}, r"output must be \[B, T, N, D\] = \(1, 8, 4, 32\)"),
+        ({"names": ("bias_l",)}, "bias_l needs the kernel's log-sum-exp"),
+        ({"names": ("nsme",)}, "did you mean 'nmse'"),
+        ({"recipes": ()}, "at least one recipe"),
+        ({"recipes": ("metall",)}, "metal"),
+        ({"scale": float("nan")}, "scale must be finite"),
+        ({"key": KEY[:, :5], "value": VALUE[:, :5], "causal": True}, "first 3 queries without a"),
+    ],
+)
+def test_bad_arguments_are_refused_in_one_line(arguments, match):
+    given = {"query": QUERY, "key": KEY, "value": VALUE, "output": made_by("float32")}
+    given = {**given, "recipes": ("float32",), **arguments}
+    names = [given.pop(name) for name in ("query", "key", "value", "output", "recipes")]
+    with pytest.raises(ValueError, match=match):
+        compare(*names, **given)
+
+
+def run(monkeypatch, capsys, *arguments):
+    """(exit code, stdout, stderr) of `jaxattn compare`."""
+    monkeypatch.setattr("sys.argv", ["jaxattn", "compare", *map(str, arguments)])
+    code = 0
+    try:
+        cli.main()
+    except SystemExit as stop:
+        code = stop.code or 0
+    return code, *capsys.readouterr()
+
+
+def test_the_command_names_the_kernel(tmp_path, monkeypatch, capsys):
+    path, hidden = tmp_path / "mine.npz", kernels.get("hexagon-hmx-fp16").replace(kv_block=64)
+    np.savez(path, query=QUERY, key=KEY, value=VALUE, output=made_by(hidden))
+    options = (path, "--recipes", "hexagon-hmx-fp16,float32", "--set", "kv_block=64")
+    code, out, _ = run(monkeypatch, capsys, *options)
+    assert code == 0
+    assert "errs as hexagon-hmx-fp16+kv_block=64 does: correlation 1.0" in out
+    code, out, _ = run(monkeypatch, capsys, *options, "--json", "--metrics", "nmse,cosine")
+    told = json.loads(out)
+    assert told["recipes"][0]["recipe"] == "hexagon-hmx-fp16+kv_block=64"
+    assert told["recipes"][0]["correlation"] > 0.9999 and list(told["observed"]) == [
+        "nmse",
+        "cosine",
+    ]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "message"),
+    [
+        ({"output": None}, (), "lacks the array 'output'"),
+        ({"output": VALUE}, (), "output must have the tokens and heads of query"),
+        ({"output": np.ones((1, 8, 4, 32), int)}, (), "output must hold floats"),
+        ({"output": np.full((1, 8, 4, 32), np.nan, np.float16)}, (), "a capture must be finite"),
+        ({"output": np.full((1, 8, 4, 32), np.inf, np.float16)}, (), "a capture must be finite"),
+        ({}, ("--set", "storage=float32"), "changes none of the recipes"),
+        ({}, ("--set", "no=float32"), "recipe field"),
+        ({}, ("--recipes", "metall"), "metal"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    change, options, message, tmp_path, monkeypatch, capsys
+):
+    arrays = {"query": QUERY, "key": KEY, "value": VALUE, "output": QUERY, **change}
+    np.savez(tmp_path / "x.npz", **{name: x for name, x in arrays.items() if x is not None})
+    code, out, error = run(monkeypatch, capsys, tmp_path / "x.npz", *options)
+    assert code == 2 and not out and message in error
+    assert error.startswith("jaxattn: ") and error.count("\n") == 1
+
+
+def test_help_says_what_a_capture_holds():
+    assert "Query, key, value" in CliRunner().invoke(cli.app, ["compare", "--help"]).output
+
+
+@pytest.mark.slow
+def test_the_real_ggml_kernel_is_recognised_among_the_candidates():
+    """Outputs of ggml's own CPU kernel, kept in tests/golden, at 4,096 keys."""
+    from test_golden import CASES, REAL, draw
+
+    name = next(n for n, c in CASES.items() if n.startswith("decode") and c["keys"] == 4096)
+    query, key, value = (np.moveaxis(x, 0, 1)[None] for x in draw(CASES[name]))
+    output, scale = np.moveaxis(REAL[name], 0, 1)[None], CASES[name]["scale"]
+    found = compare(query, key, value, output, scale=scale)
+    assert found.recipes[0] == "ggml-cpu-decode" and found.agreement[0].correlation > 0.9995
+    assert found.agreement[1].correlation < 0.99
