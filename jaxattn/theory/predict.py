@@ -1,0 +1,250 @@
+"""predict: the error of a recipe against context length, term by term, without running it."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtri
+
+from jaxattn.block_rules import block_size
+from jaxattn.formats import FLOAT32, holds
+from jaxattn.recipe import SITES, Recipe
+from jaxattn.theory.elements import Elements, elements
+from jaxattn.theory.moments import Moments
+from jaxattn.theory.roundings import BENFORD, bound_likely, bound_worst, known, ulp
+from jaxattn.theory.walks import Path, Walk, path, walk
+
+Float64 = NDArray[np.float64]
+
+ROWS = 256
+STAGNATED = 0.01  # share of l's weight lost, as errors.py counts it
+TERMS = ("sum", "output", "probs", "scores", "rescale", "inverse", "result")
+
+
+class Prediction(NamedTuple):
+    """What the theory expects of a recipe, float64 [contexts] unless said otherwise.
+
+    A "median" is over rows, as a measured one; relative L2 is that of the output.
+
+    contexts, kv_block: int
+    size:        median of l
+    drift:       median of l's mean relative error over rounding, signed (F2, F4)
+    spread:      median of its standard deviation (F3)
+    terms:       name of TERMS -> median relative L2 if that alone were rounded
+    rel_l2:      median relative L2 of all together, inf where half of the rows overflow
+    bias_l:      median of |relative error of exp(log-sum-exp)|
+    underflow:   median share of l whose p is rounded to zero (F9)
+    stagnated, overflow: share of rows whose l has lost 1 % to updates that moved nothing; whose l
+                 or o is infinite
+    bound_worst, bound_likely: of l's relative error, for its number of roundings (F11)
+    outside:     why the theory says nothing (all else is nan then); empty where it does
+    """
+
+    contexts: NDArray[np.int64]
+    kv_block: NDArray[np.int64]
+    size: Float64
+    drift: Float64
+    spread: Float64
+    terms: dict[str, Float64]
+    rel_l2: Float64
+    bias_l: Float64
+    underflow: Float64
+    stagnated: Float64
+    overflow: Float64
+    bound_worst: Float64
+    bound_likely: Float64
+    outside: str = ""
+
+    @property
+    def nmse(self) -> Float64:
+        """Median of the normalised mean squared error."""
+        return self.rel_l2**2
+
+    @property
+    def events(self) -> dict[str, int | None]:
+        """The first context at which half of the rows stagnate, or overflow; None if none does."""
+        found: dict[str, int | None] = {}
+        for name, share in (("stagnation", self.stagnated), ("overflow", self.overflow)):
+            past = np.flatnonzero(share >= 0.5)
+            found[name] = int(self.contexts[past[0]]) if past.size else None
+        return found
+
+
+def predict(recipe: Recipe, moments: Moments, contexts: Sequence[int]) -> Prediction:
+    """The error of `recipe` on inputs of these moments at each of `contexts`, ascending.
+
+    Raises ValueError for contexts that are not positive and ascending.
+    """
+    lengths = [int(n) for n in contexts]
+    if not lengths or lengths[0] < 1 or sorted(set(lengths)) != lengths:
+        raise ValueError(f"contexts must be positive, ascending and different, got {contexts!r}")
+    sizes = (moments.head_dim, moments.value_dim)
+    blocks = np.array([block_size(recipe.kv_block, n, *sizes) for n in lengths])
+    why = outside(recipe)
+    columns = {name: np.full(len(lengths), np.nan) for name in (*_COLUMNS, *TERMS)}
+    for block in () if why else dict.fromkeys(blocks.tolist()):
+        at = np.flatnonzero(blocks == block)
+        rows = _Rows(recipe, moments, block, [lengths[i] for i in at])
+        for place, i in enumerate(at):
+            for name, number in rows.at(place).items():
+                columns[name][i] = number
+    terms = {name: columns.pop(name) for name in TERMS}
+    steps = np.ceil(np.array(lengths) / blocks)
+    columns["bound_worst"] = bound_worst(steps, recipe.running_sum)
+    columns["bound_likely"] = bound_likely(steps, recipe.running_sum)
+    return Prediction(np.array(lengths), blocks, terms=terms, outside=why, **columns)
+
+
+_COLUMNS = ("size", "drift", "spread", "rel_l2", "bias_l", "underflow", "stagnated", "overflow")
+
+
+def outside(recipe: Recipe) -> str:
+    """Why the theory does not cover a recipe; empty if it does.
+
+    It knows rounding to nearest even, and toward zero; sums of l and o by the block, and matrix
+    products in float32; the exponentials that are correctly rounded.
+    """
+    for site in SITES:
+        if not known(getattr(recipe, site)):
+            return f"{site} rounds neither to nearest even nor toward zero"
+    for site in ("qk_accum", "pv_accum"):
+        if not holds(getattr(recipe, site), FLOAT32):
+            return f"{site} is narrow: sums inside a product are not predicted"
+    if recipe.exp not in ("exp", "exp2"):
+        return f"exp={recipe.exp!r} has an error of its own"
+    if recipe.query_group or recipe.key_group or recipe.key_shift:
+        return "inputs are scaled or shifted by groups"
+    narrow = [x for x in ("output", "rescaled_output", "inverse") if getattr(recipe, x) != FLOAT32]
+    if recipe.normalise == "blocks" and narrow:
+        return f"normalise='blocks' with {narrow[0]} rounded at every block"
+    return ""
+
+
+class _Rows:
+    """Rows of one block size: walks of l and o over all contexts, and what becomes of each."""
+
+    def __init__(
+        self, recipe: Recipe, moments: Moments, block: int, contexts: list[int]
+    ) -> None:
+        self.recipe, self.moments, self.contexts = recipe, moments, contexts
+        splits = recipe.split_kv
+        each = [max(1, -(-n // splits)) for n in contexts]
+        way = path(recipe, moments, block, each, ROWS)
+        self.l = _sum_of_weights(recipe, way, each)
+        step = recipe.output_every
+        if step and step != block:
+            way = path(recipe, moments, step, each, ROWS)
+        self.o = _output(recipe, moments, way, each)
+
+    def at(self, place: int) -> dict[str, float]:
+        """Every column of a Prediction at one context."""
+        recipe, moments = self.recipe, self.moments
+        e = elements(recipe, moments, self.contexts[place], ROWS)
+        true = self.l.true[place, :, 0]
+        drift = self.l.mean[place, :, 0] / true
+        spread = self.l.variance[place, :, 0] / true**2 / recipe.split_kv
+        size2 = moments.value_mean**2 + moments.value_sd**2 * e.share  # |o|^2 / D
+        loose = moments.value_sd**2 / np.where(size2 > 0, size2, 1)
+        fixed = moments.value_mean**2 / np.where(size2 > 0, size2, 1)
+
+        mean, along, square = self._output_error(place, true, size2)
+        rescale = BENFORD * 4.0**-recipe.rescale.precision / 2
+        apart = BENFORD * 4.0**-recipe.output_rescale.precision / 2
+        out = self._result_error(e, size2)
+        probs = e.probs * loose
+        scores = e.scores * loose
+        value = e.value * loose
+        history = rescale * loose * e.share
+        across = square - along**2 + probs + scores + value + history + out
+        scalar = along - drift + e.inverse + e.bias
+        noise = spread + e.along * fixed + apart
+        finite = self.l.finite[place, :, 0] & self.o.finite[place].all(axis=1)
+        l_noise = spread + rescale
+        terms = {
+            "sum": _median(drift, spread),
+            "output": _median(along, 0 * along, square - along**2),
+            "probs": _median(e.bias, e.along * fixed, probs),
+            "scores": _median(0 * scores, 0 * scores, scores + value),
+            "rescale": _median(0 * history, 0 * history + apart, history),
+            "inverse": _median(e.inverse, 0 * e.inverse),
+            "result": _median(0 * out, 0 * out, out),
+        }
+        total = _median(scalar, noise, across, finite)
+        bias_l = _median(drift + e.weight + e.shift, l_noise, 0 * drift, self.l.finite[place, :, 0])
+        return terms | {
+            "size": float(np.median(true)),
+            "drift": float(np.median(drift)),
+            "spread": float(np.median(np.sqrt(spread))),
+            "rel_l2": total,
+            "bias_l": bias_l,
+            "underflow": float(np.median(e.underflow)),
+            "stagnated": float(np.mean(self.l.lost[place] > STAGNATED)),
+            "overflow": float(np.mean(~finite)),
+        }
+
+    def _output_error(
+        self, place: int, l: Float64, size2: Float64
+    ) -> tuple[Float64, Float64, Float64]:
+        """Of o's rounding, relative to o: mean along it, and mean square, [rows]."""
+        _, share = np.polynomial.hermite_e.hermegauss(NODES)
+        share = share / share.sum()
+        l = l[:, None]
+        error, variance = self.o.mean[place] / l, self.o.variance[place] / l**2
+        o = self.o.true[place] / l
+        norm = o**2 @ share
+        norm = np.where(norm > 0, norm, 1)
+        along = (error * o) @ share / norm
+        square = (error**2 + variance / self.recipe.split_kv) @ share / norm
+        return norm, along, square
+
+    def _result_error(self, e: Elements, size2: Float64) -> Float64:
+        """Mean square of the relative error of the result's own rounding, and of the o that is
+        handed over."""
+        z, share = np.polynomial.hermite_e.hermegauss(NODES)
+        share = share / share.sum()
+        sd = self.moments.value_sd * np.sqrt(e.share)
+        o = self.moments.value_mean + sd[:, None] * z
+        steps = ulp(o, self.recipe.result) ** 2
+        steps = steps + (ulp(o * e.l[:, None], self.recipe.final_output) / e.l[:, None]) ** 2
+        return steps @ share / 12 / np.where(size2 > 0, size2, 1)
+
+
+NODES = 10
+
+
+def _sum_of_weights(recipe: Recipe, way: Path, contexts: list[int]) -> Walk:
+    return walk(way, contexts, recipe.running_sum, recipe.rescaled_sum, summand=recipe.row_sum)
+
+
+def _output(recipe: Recipe, moments: Moments, way: Path, contexts: list[int]) -> Walk:
+    z, _ = np.polynomial.hermite_e.hermegauss(NODES)
+    return walk(
+        way,
+        contexts,
+        recipe.output,
+        recipe.rescaled_output,
+        mean=moments.value_mean,
+        sd=moments.value_sd,
+        nodes=z,
+        reach=float(ndtri(1 - 0.5 / moments.value_dim)) if moments.value_dim > 1 else 0.0,
+    )
+
+
+def _median(
+    scalar: Float64,
+    variance: Float64,
+    across: Float64 | float = 0.0,
+    finite: NDArray[np.bool_] | None = None,
+) -> float:
+    """The median over rows of sqrt((scalar + noise)^2 + across), noise normal with `variance`."""
+    draws = ndtri((np.arange(DRAWS) + 0.5) / DRAWS)
+    error = np.asarray(scalar)[:, None] + np.sqrt(variance)[:, None] * draws
+    square = error**2 + np.maximum(across, 0.0)[:, None] if np.ndim(across) else error**2
+    if finite is not None:
+        square = np.where(finite[:, None], square, np.inf)
+    return math.sqrt(float(np.median(square)))
+
+
+DRAWS = 33

@@ -1,0 +1,199 @@
+"""The walk of l, and of o, from block to block: mean and variance of its error.
+
+A row's maximum is drawn, block by block, as the extremal process that it is; all else is in closed
+form: what a block adds is normal, and `error_moments` says what rounding makes of it. Blocks are
+taken singly at first, then in steps of 1/256 of those before.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtr
+
+from jaxattn.formats import FLOAT32, NEAREST_EVEN, Format
+from jaxattn.recipe import Recipe
+from jaxattn.theory.elements import unit_of
+from jaxattn.theory.moments import Moments, largest_score, weights
+from jaxattn.theory.roundings import error_moments, overflow, ulp
+
+Float64 = NDArray[np.float64]
+
+FINE = 256
+SEED = 20261125
+
+
+class Step(NamedTuple):
+    """`count` blocks after a rescale factor a; each adds c, with the variance of c and the sum of
+    p^2. All but count are [rows]."""
+
+    count: float
+    a: Float64
+    c: Float64
+    square: Float64
+    variance: Float64
+
+
+class Path(NamedTuple):
+    """whole: steps of whole blocks; at: context -> (how many of them, the partial block or None)"""
+
+    rows: int
+    whole: list[Step]
+    at: dict[int, tuple[int, Step | None]]
+
+
+class Walk(NamedTuple):
+    """At each context, float64 [contexts, rows, nodes]: the true sum, its error's mean and
+    variance (in its units), the weight lost to updates that moved nothing (in units of l), and
+    whether it is finite."""
+
+    true: Float64
+    mean: Float64
+    variance: Float64
+    lost: Float64
+    finite: NDArray[np.bool_]
+
+
+def path(
+    recipe: Recipe, moments: Moments, block: int, contexts: list[int], rows: int
+) -> Path:
+    """Rows of `moments` in turn, each with a maximum of its own."""
+    rng = np.random.default_rng(SEED)
+    pick = np.arange(rows) % len(moments.mean)
+    own = moments._replace(mean=moments.mean[pick], sd=moments.sd[pick])
+    stops = [n // block for n in contexts]
+    ends = sorted({*_grid(max(stops)), *stops} - {0})
+    nats = unit_of(recipe)
+
+    def step(count: float, keys: float, peak: Float64, m: Float64) -> tuple[Step, Float64, Float64]:
+        z = largest_score(own, keys, rng.random(rows))
+        new = (z > peak) & (own.sd > 0)
+        peak = np.maximum(z, peak)
+        height = own.mean + own.sd * peak + recipe.max_offset * nats
+        moves = height > m + recipe.lazy_threshold * nats
+        m_next = np.where(moves, height, m)
+        a = np.where(np.isfinite(m), np.exp(np.minimum(m - m_next, 0)), 0.0)
+        top = np.where(new, np.exp(own.mean + own.sd * peak - m_next), 0.0)
+        one, two = (weights(own, m_next, peak, power) for power in (1, 2))
+        c = ((keys - new) * one + top) / count
+        square = ((keys - new) * two + top**2) / count
+        variance = keys * np.maximum(two - one**2, 0) / count
+        return Step(count, a, c, square, variance), peak, m_next
+
+    start = recipe.initial_max * nats
+    peak, m = np.full(rows, -np.inf), np.full(rows, start if start > -1e4 else -np.inf)
+    done, whole = 0, []
+    at: dict[int, tuple[int, Step | None]] = {}
+
+    def stop_at() -> None:
+        for n in contexts:
+            if n // block == done:
+                rest = n % block
+                partial = step(1, rest, peak, m)[0] if rest else None
+                at[n] = (len(whole), partial)
+
+    stop_at()
+    for end in ends:
+        taken, peak, m = step(end - done, (end - done) * block, peak, m)
+        whole.append(taken)
+        done = end
+        stop_at()
+    return Path(rows, whole, at)
+
+
+def _grid(blocks: int) -> list[int]:
+    ends, end = [], 0
+    while end < blocks:
+        end = min(end + max(1, end // FINE), blocks)
+        ends.append(end)
+    return ends
+
+
+class _State(NamedTuple):
+    weight: Float64  # of the keys so far, in units of the running maximum
+    noise: Float64  # variance of the true sum around mean·weight
+    mean: Float64
+    variance: Float64
+    lost: Float64
+    finite: NDArray[np.bool_]
+
+
+def walk(
+    path: Path,
+    contexts: list[int],
+    format: Format,
+    carried: Format,
+    *,
+    summand: Format = FLOAT32,
+    mean: float = 1.0,
+    sd: float = 0.0,
+    nodes: Float64 | None = None,
+    reach: float = 0.0,
+) -> Walk:
+    """The sum over blocks of weights times values of the given mean and sd, kept in `format`.
+
+    carried: of the rescaled sum; summand: of what a block adds; nodes: how many of its own sd the
+    true sum lies off its mean; reach: as far off lies the largest of all sums, which overflows.
+    """
+    z = np.zeros(1) if nodes is None else nodes
+    shape = (path.rows, len(z))
+    zero = np.zeros(shape)
+    limit = overflow(format)
+
+    def true(state: _State) -> Float64:
+        return mean * state.weight + z * np.sqrt(state.noise)
+
+    def advance(s: _State, step: Step) -> _State:
+        a, c = step.a[:, None], step.c[:, None]
+        weight, noise = a * s.weight, a**2 * s.noise
+        error, variance = a * s.mean, a**2 * s.variance
+        before = mean * weight + z * np.sqrt(noise)
+        variance = variance + np.where(a < 1, ulp(before, carried) ** 2 / 12, 0) * (before != 0)
+        x, width = mean * c, np.sqrt(mean**2 * step.variance + sd**2 * step.square)[:, None]
+        grid = ulp(x, summand)
+        own = error_moments(np.abs(x), width, grid, summand)
+        x = x + np.copysign(own[0], x)
+        seen = before + error + (step.count + 1) / 2 * x
+        q = ulp(seen, format)
+        sign = np.where(seen < 0, -1.0, 1.0)
+        bias, square = error_moments(sign * x, width, q, format)
+        # A summand of few bits meets ties, to even; toward zero it has less to lose.
+        grain = np.where(width >= 0.5 * grid, grid, 0.0)
+        nearest = format.rounding == NEAREST_EVEN
+        square = np.where(q > grid, square + (2 if nearest else -1) * grain**2 / 12, 0.0) + own[1]
+        bias = np.where(q > grid, bias if nearest else bias + grain / 2, 0.0)
+        unmoved = _unmoved(np.abs(x), width, q, format)
+        size = np.maximum(np.abs(before + error), np.abs(x))
+        after = _State(
+            weight + step.count * c,
+            noise + step.count * sd**2 * step.square[:, None],
+            error + step.count * (sign * bias + np.copysign(own[0], x)),
+            variance + step.count * square,
+            s.lost + step.count * unmoved * np.abs(x) / np.where(size > 0, size, 1),
+            s.finite,
+        )
+        furthest = np.abs(mean * after.weight + after.mean) + reach * np.sqrt(after.noise)
+        return after._replace(finite=s.finite & (furthest < limit))
+
+    state = _State(zero, zero, zero, zero, zero, np.ones(shape, bool))
+    after = [state]
+    for step in path.whole:
+        after.append(advance(after[-1], step))
+    found = []
+    for n in contexts:
+        count, partial = path.at[n]
+        found.append(after[count] if partial is None else advance(after[count], partial))
+    columns = (
+        np.stack([true(s) for s in found]),
+        *(np.stack([getattr(s, name) for s in found]) for name in ("mean", "variance", "lost")),
+    )
+    return Walk(*columns, np.stack([s.finite for s in found]))
+
+
+def _unmoved(x: Float64, sd: Float64, q: Float64, format: Format) -> Float64:
+    """The chance that x ~ N(x, sd^2) > 0 does not move a multiple of q."""
+    edge = q / 2 if format.rounding == NEAREST_EVEN else q
+    inside = edge - x
+    sure = inside >= 0 if format.rounding == NEAREST_EVEN else inside > 0
+    z = np.divide(inside, sd, out=np.zeros_like(inside + sd), where=sd > 0)
+    return np.where(sd > 0, ndtr(z), sure)
