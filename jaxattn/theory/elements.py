@@ -4,6 +4,7 @@ A row's largest scores are drawn, each as a key of its own; all others are a nor
 them, on a grid of `NODES` scores at which the recipe's own roundings are carried out.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +14,7 @@ from scipy.special import ndtri
 from jaxattn.formats import FLOAT32, Format, holds
 from jaxattn.recipe import Recipe
 from jaxattn.theory.moments import Moments
-from jaxattn.theory.roundings import BENFORD, rounded
+from jaxattn.theory.roundings import BENFORD, error_moments, rounded, ulp
 
 Float64 = NDArray[np.float64]
 
@@ -42,6 +43,7 @@ class Elements(NamedTuple):
     bias: Float64
     weight: Float64
     shift: Float64
+    jitter: Float64
     underflow: Float64
     inverse: Float64
 
@@ -50,7 +52,7 @@ def elements(recipe: Recipe, moments: Moments, context: int, rows: int) -> Eleme
     """The errors of `rows` rows, those of `moments` in turn, after `context` keys."""
     pick = np.arange(rows) % len(moments.mean)
     mean, sd = moments.mean[pick, None], moments.sd[pick, None]
-    z, log_count = _scores(moments, sd[:, 0], context, rows)
+    z, log_count, gap = _scores(moments, sd[:, 0], context, rows)
     s = mean + sd * z
     m = s[:, :1] + recipe.max_offset * unit_of(recipe)
     p = np.exp(s - m)
@@ -66,17 +68,19 @@ def elements(recipe: Recipe, moments: Moments, context: int, rows: int) -> Eleme
     scores = n * w**2 * ((e - shift) ** 2 + noise) * apart
 
     whole = l if recipe.normalise == "before" else 1.0
-    q = rounded(p / whole, recipe.probs) * whole
-    d = (q - p) / l
+    width = p * gap * sd / math.sqrt(12)
+    d, square = _rounding(p / whole, width / whole, recipe.probs)
+    d, square = d * whole / l, square * (whole / l) ** 2
     bias = np.sum(n * d, axis=1, keepdims=True)
     sums_probs = recipe.summand == recipe.probs
-    loose = n * (d - bias * w) ** 2
+    loose = n * ((d - bias * w) ** 2 + square)
     probs = loose * (apart if sums_probs else 1.0)
-    added = d if sums_probs else (rounded(p, recipe.summand) - p) / l
+    added = d if sums_probs else _rounding(p, width, recipe.summand)[0] / l
     v = 1 + (moments.value_mean / moments.value_sd) ** 2 if moments.value_sd else 1.0
     value = v * _unheld(recipe.value, moments.inputs[2])
     y = l * rounded(1 / l, recipe.inverse) - 1 if recipe.normalise == "multiply" else 0 * l
-    zero = np.sum(n * w * (q == 0), axis=1)
+    jitter = n * w**2 * ((e - shift) ** 2 + noise) + (loose if sums_probs else 0.0)
+    zero = np.sum(n * w * (rounded(p / whole, recipe.probs) == 0), axis=1)
     return Elements(
         l[:, 0],
         share[:, 0],
@@ -86,7 +90,8 @@ def elements(recipe: Recipe, moments: Moments, context: int, rows: int) -> Eleme
         0 * l[:, 0] if sums_probs else loose.sum(1),
         0 * l[:, 0] if sums_probs else bias[:, 0],
         np.sum(n * added, axis=1),
-        shift[:, 0],
+        np.full(rows, np.mean(shift)),  # the scatter of the nodes is not that of keys
+        np.sum(jitter, axis=1),
         zero,
         y[:, 0],
     )
@@ -94,9 +99,9 @@ def elements(recipe: Recipe, moments: Moments, context: int, rows: int) -> Eleme
 
 def _scores(
     moments: Moments, sd: Float64, context: int, rows: int
-) -> tuple[Float64, Float64]:
-    """Scores in sd above the mean, largest first, and the log of how many keys each stands for:
-    [rows, TOP + NODES]; a key at least."""
+) -> tuple[Float64, Float64, Float64]:
+    """Scores in sd above the mean, largest first, the log of how many keys each stands for, and
+    how far their neighbours are: [rows, TOP + NODES]."""
     rng = np.random.default_rng(SEED)
     top = min(TOP, context)
     # The j-th largest of n lies where n·(upper tail) is the j-th point of a Poisson process.
@@ -104,13 +109,24 @@ def _scores(
     peaks = -ndtri(np.clip(tail, 1e-300, 1 - 1e-12))
     cut = peaks[:, -1:]
     middle = (np.arange(NODES) + rng.random((rows, NODES))) / NODES
-    z = LOWEST + (np.maximum(cut, LOWEST + 1e-3) - LOWEST) * middle
+    length = np.maximum(cut - LOWEST, 1e-3)
+    z = LOWEST + length * middle
     log = -(z**2) / 2
     log = log - np.logaddexp.reduce(log, axis=1, keepdims=True)
     log = log + np.log(max(context - top, 1e-300))
     lift = np.where(sd > 0, moments.lift, 0.0)[:, None]
     scale = moments.tail if np.any(sd > 0) else 1.0
-    return np.concatenate([peaks * scale, z], 1), np.concatenate([0 * peaks, log + lift], 1)
+    gap = np.concatenate([0 * peaks, 0 * z + length / NODES], 1)
+    return np.concatenate([peaks * scale, z], 1), np.concatenate([0 * peaks, log + lift], 1), gap
+
+
+def _rounding(x: Float64, width: Float64, format: Format) -> tuple[Float64, Float64]:
+    """Mean and variance of the rounding error of what lies within sd `width` of x >= 0."""
+    if holds(format, FLOAT32):
+        return np.zeros_like(x), np.zeros_like(x)
+    bias, variance = error_moments(x, width, ulp(x, format), format)
+    flushed = (x < 2.0**format.emin) & (not format.subnormals)
+    return np.where(flushed, -x, bias), np.where(flushed, 0.0, variance)
 
 
 def _score_errors(recipe: Recipe, moments: Moments, s: Float64, m: Float64) -> Float64:

@@ -18,7 +18,7 @@ from jaxattn.theory.walks import Path, Walk, path, walk
 
 Float64 = NDArray[np.float64]
 
-ROWS = 256
+ROWS, FEW = 256, 64
 STAGNATED = 0.01  # share of l's weight lost, as errors.py counts it
 TERMS = ("sum", "output", "probs", "scores", "rescale", "inverse", "result")
 
@@ -136,12 +136,16 @@ class _Rows:
         step = recipe.output_every
         if step and step != block:
             way = path(recipe, moments, step, each, ROWS)
+        if not moments.value_mean:  # then o's error goes its own way, alike in all rows
+            way = way.some(FEW)
+        self.pick = np.arange(ROWS) % way.rows
         self.o = _output(recipe, moments, way, each)
 
     def at(self, place: int) -> dict[str, float]:
         """Every column of a Prediction at one context."""
         recipe, moments = self.recipe, self.moments
-        e = elements(recipe, moments, self.contexts[place], ROWS)
+        few = elements(recipe, moments, self.contexts[place], FEW)
+        e = Elements(*(np.resize(x, ROWS) for x in few))
         true = self.l.true[place, :, 0]
         drift = self.l.mean[place, :, 0] / true
         spread = self.l.variance[place, :, 0] / true**2 / recipe.split_kv
@@ -149,7 +153,7 @@ class _Rows:
         loose = moments.value_sd**2 / np.where(size2 > 0, size2, 1)
         fixed = moments.value_mean**2 / np.where(size2 > 0, size2, 1)
 
-        mean, along, square = self._output_error(place, true, size2)
+        along, square = self._output_error(place)
         rescale = BENFORD * 4.0**-recipe.rescale.precision / 2
         apart = BENFORD * 4.0**-recipe.output_rescale.precision / 2
         out = self._result_error(e, size2)
@@ -160,8 +164,8 @@ class _Rows:
         across = square - along**2 + probs + scores + value + history + out
         scalar = along - drift + e.inverse + e.bias
         noise = spread + e.along * fixed + apart
-        finite = self.l.finite[place, :, 0] & self.o.finite[place].all(axis=1)
-        l_noise = spread + rescale
+        finite = self.l.finite[place, :, 0] & self.o.finite[place, self.pick].all(axis=1)
+        l_noise = spread + rescale + e.jitter
         terms = {
             "sum": _median(drift, spread),
             "output": _median(along, 0 * along, square - along**2),
@@ -184,26 +188,20 @@ class _Rows:
             "overflow": float(np.mean(~finite)),
         }
 
-    def _output_error(
-        self, place: int, l: Float64, size2: Float64
-    ) -> tuple[Float64, Float64, Float64]:
+    def _output_error(self, place: int) -> tuple[Float64, Float64]:
         """Of o's rounding, relative to o: mean along it, and mean square, [rows]."""
-        _, share = np.polynomial.hermite_e.hermegauss(NODES)
-        share = share / share.sum()
-        l = l[:, None]
-        error, variance = self.o.mean[place] / l, self.o.variance[place] / l**2
-        o = self.o.true[place] / l
-        norm = o**2 @ share
+        share = _nodes(self.moments)[1]
+        true, error, variance = (x[place] for x in self.o[:3])
+        norm = true**2 @ share
         norm = np.where(norm > 0, norm, 1)
-        along = (error * o) @ share / norm
+        along = (error * true) @ share / norm
         square = (error**2 + variance / self.recipe.split_kv) @ share / norm
-        return norm, along, square
+        return along[self.pick], square[self.pick]
 
     def _result_error(self, e: Elements, size2: Float64) -> Float64:
         """Mean square of the relative error of the result's own rounding, and of the o that is
         handed over."""
-        z, share = np.polynomial.hermite_e.hermegauss(NODES)
-        share = share / share.sum()
+        z, share = _nodes(self.moments)
         sd = self.moments.value_sd * np.sqrt(e.share)
         o = self.moments.value_mean + sd[:, None] * z
         steps = ulp(o, self.recipe.result) ** 2
@@ -211,15 +209,11 @@ class _Rows:
         return steps @ share / 12 / np.where(size2 > 0, size2, 1)
 
 
-NODES = 10
-
-
 def _sum_of_weights(recipe: Recipe, way: Path, contexts: list[int]) -> Walk:
     return walk(way, contexts, recipe.running_sum, recipe.rescaled_sum, summand=recipe.row_sum)
 
 
 def _output(recipe: Recipe, moments: Moments, way: Path, contexts: list[int]) -> Walk:
-    z, _ = np.polynomial.hermite_e.hermegauss(NODES)
     return walk(
         way,
         contexts,
@@ -227,9 +221,15 @@ def _output(recipe: Recipe, moments: Moments, way: Path, contexts: list[int]) ->
         recipe.rescaled_output,
         mean=moments.value_mean,
         sd=moments.value_sd,
-        nodes=z,
+        nodes=_nodes(moments)[0],
         reach=float(ndtri(1 - 0.5 / moments.value_dim)) if moments.value_dim > 1 else 0.0,
     )
+
+
+def _nodes(moments: Moments) -> tuple[Float64, Float64]:
+    """Where coordinates of o lie, in their sd about the mean, and how many of them."""
+    z, share = np.polynomial.hermite_e.hermegauss(4 if moments.value_mean else 8)
+    return z, share / share.sum()
 
 
 def _median(

@@ -2,7 +2,7 @@
 
 A row's maximum is drawn, block by block, as the extremal process that it is; all else is in closed
 form: what a block adds is normal, and `error_moments` says what rounding makes of it. Blocks are
-taken singly at first, then in steps of 1/256 of those before.
+taken singly at first, then in steps of 1/128 of those before.
 """
 
 from typing import NamedTuple
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr
 
-from jaxattn.formats import FLOAT32, NEAREST_EVEN, Format
+from jaxattn.formats import FLOAT32, NEAREST_EVEN, Format, holds
 from jaxattn.recipe import Recipe
 from jaxattn.theory.elements import unit_of
 from jaxattn.theory.moments import Moments, largest_score, weights
@@ -19,7 +19,7 @@ from jaxattn.theory.roundings import error_moments, overflow, ulp
 
 Float64 = NDArray[np.float64]
 
-FINE = 256
+FINE = 128
 SEED = 20261125
 
 
@@ -40,6 +40,15 @@ class Path(NamedTuple):
     rows: int
     whole: list[Step]
     at: dict[int, tuple[int, Step | None]]
+
+    def some(self, rows: int) -> "Path":
+        """The first rows alone."""
+
+        def cut(step: Step) -> Step:
+            return Step(step.count, *(x[:rows] for x in step[1:]))
+
+        at = {n: (k, last and cut(last)) for n, (k, last) in self.at.items()}
+        return Path(rows, [cut(step) for step in self.whole], at)
 
 
 class Walk(NamedTuple):
@@ -136,6 +145,8 @@ def walk(
     true sum lies off its mean; reach: as far off lies the largest of all sums, which overflows.
     """
     z = np.zeros(1) if nodes is None else nodes
+    fine = holds(summand, FLOAT32)
+    wide = fine and holds(format, FLOAT32) and holds(carried, FLOAT32)
     shape = (path.rows, len(z))
     zero = np.zeros(shape)
     limit = overflow(format)
@@ -143,18 +154,30 @@ def walk(
     def true(state: _State) -> Float64:
         return mean * state.weight + z * np.sqrt(state.noise)
 
+    def lost(l: Float64, x: Float64, sd: Float64, q: Float64) -> Float64:
+        """The weight x ~ N(x, sd^2) that l loses, in units of l, for not moving by q."""
+        nearest = format.rounding == NEAREST_EVEN
+        inside = (q / 2 if nearest else q) - x
+        z = np.divide(inside, sd, out=np.zeros_like(inside), where=sd > 0)
+        unmoved = np.where(sd > 0, ndtr(z), inside >= 0 if nearest else inside > 0)
+        return unmoved * x / np.maximum(l, x)
+
     def advance(s: _State, step: Step) -> _State:
         a, c = step.a[:, None], step.c[:, None]
         weight, noise = a * s.weight, a**2 * s.noise
+        gain = sd**2 * step.square[:, None]
+        if wide:
+            return s._replace(weight=weight + step.count * c, noise=noise + step.count * gain)
         error, variance = a * s.mean, a**2 * s.variance
         before = mean * weight + z * np.sqrt(noise)
         variance = variance + np.where(a < 1, ulp(before, carried) ** 2 / 12, 0) * (before != 0)
-        x, width = mean * c, np.sqrt(mean**2 * step.variance + sd**2 * step.square)[:, None]
+        x, width = mean * c, np.sqrt(mean**2 * step.variance[:, None] + gain)
         grid = ulp(x, summand)
-        own = error_moments(np.abs(x), width, grid, summand)
+        own = (0.0, 0.0) if fine else error_moments(np.abs(x), width, grid, summand)
         x = x + np.copysign(own[0], x)
-        seen = before + error + (step.count + 1) / 2 * x
-        q = ulp(seen, format)
+        half = (step.count + 1) / 2
+        seen = mean * weight + half * x + z * np.sqrt(noise + half * gain) + error
+        q = ulp(np.nextafter(seen, 0), format)  # a power of two is reached in the binade below it
         sign = np.where(seen < 0, -1.0, 1.0)
         bias, square = error_moments(sign * x, width, q, format)
         # A summand of few bits meets ties, to even; toward zero it has less to lose.
@@ -162,14 +185,12 @@ def walk(
         nearest = format.rounding == NEAREST_EVEN
         square = np.where(q > grid, square + (2 if nearest else -1) * grain**2 / 12, 0.0) + own[1]
         bias = np.where(q > grid, bias if nearest else bias + grain / 2, 0.0)
-        unmoved = _unmoved(np.abs(x), width, q, format)
-        size = np.maximum(np.abs(before + error), np.abs(x))
         after = _State(
             weight + step.count * c,
-            noise + step.count * sd**2 * step.square[:, None],
+            noise + step.count * gain,
             error + step.count * (sign * bias + np.copysign(own[0], x)),
             variance + step.count * square,
-            s.lost + step.count * unmoved * np.abs(x) / np.where(size > 0, size, 1),
+            s.lost + (0.0 if sd else step.count * lost(np.abs(before + error), x, width, q)),
             s.finite,
         )
         furthest = np.abs(mean * after.weight + after.mean) + reach * np.sqrt(after.noise)
@@ -188,12 +209,3 @@ def walk(
         *(np.stack([getattr(s, name) for s in found]) for name in ("mean", "variance", "lost")),
     )
     return Walk(*columns, np.stack([s.finite for s in found]))
-
-
-def _unmoved(x: Float64, sd: Float64, q: Float64, format: Format) -> Float64:
-    """The chance that x ~ N(x, sd^2) > 0 does not move a multiple of q."""
-    edge = q / 2 if format.rounding == NEAREST_EVEN else q
-    inside = edge - x
-    sure = inside >= 0 if format.rounding == NEAREST_EVEN else inside > 0
-    z = np.divide(inside, sd, out=np.zeros_like(inside + sd), where=sd > 0)
-    return np.where(sd > 0, ndtr(z), sure)
