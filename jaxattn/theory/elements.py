@@ -31,7 +31,6 @@ class Elements(NamedTuple):
     along: variance of the error that p's roundings put on o's mean, in units of its square
     bias: mean relative error of o; weight, shift: of l, from p and from s
     underflow: share of l that p loses to zero
-    inverse: relative error of 1/l
     """
 
     l: Float64
@@ -45,18 +44,17 @@ class Elements(NamedTuple):
     shift: Float64
     jitter: Float64
     underflow: Float64
-    inverse: Float64
 
 
 def elements(recipe: Recipe, moments: Moments, context: int, rows: int) -> Elements:
     """The errors of `rows` rows, those of `moments` in turn, after `context` keys."""
     pick = np.arange(rows) % len(moments.mean)
-    mean, sd = moments.mean[pick, None], moments.sd[pick, None]
-    z, log_count, gap = _scores(moments, sd[:, 0], context, rows)
+    mean, sd, lift = (x[pick, None] for x in (moments.mean, moments.sd, moments.lift))
+    z, log_count, gap = _scores(moments, context, rows)
     s = mean + sd * z
     m = s[:, :1] + recipe.max_offset * unit_of(recipe)
     p = np.exp(s - m)
-    n = np.exp(log_count)
+    n = np.exp(log_count + np.where(gap > 0, lift, 0.0))
     l = np.sum(n * p, axis=1, keepdims=True)
     w = p / l
     share = np.sum(n * w**2, axis=1, keepdims=True)
@@ -78,7 +76,6 @@ def elements(recipe: Recipe, moments: Moments, context: int, rows: int) -> Eleme
     added = d if sums_probs else _rounding(p, width, recipe.summand)[0] / l
     v = 1 + (moments.value_mean / moments.value_sd) ** 2 if moments.value_sd else 1.0
     value = v * _unheld(recipe.value, moments.inputs[2])
-    y = l * rounded(1 / l, recipe.inverse) - 1 if recipe.normalise == "multiply" else 0 * l
     jitter = n * w**2 * ((e - shift) ** 2 + noise) + (loose if sums_probs else 0.0)
     zero = np.sum(n * w * (rounded(p / whole, recipe.probs) == 0), axis=1)
     return Elements(
@@ -93,12 +90,11 @@ def elements(recipe: Recipe, moments: Moments, context: int, rows: int) -> Eleme
         np.full(rows, np.mean(shift)),  # the scatter of the nodes is not that of keys
         np.sum(jitter, axis=1),
         zero,
-        y[:, 0],
     )
 
 
 def _scores(
-    moments: Moments, sd: Float64, context: int, rows: int
+    moments: Moments, context: int, rows: int
 ) -> tuple[Float64, Float64, Float64]:
     """Scores in sd above the mean, largest first, the log of how many keys each stands for, and
     how far their neighbours are: [rows, TOP + NODES]."""
@@ -114,10 +110,8 @@ def _scores(
     log = -(z**2) / 2
     log = log - np.logaddexp.reduce(log, axis=1, keepdims=True)
     log = log + np.log(max(context - top, 1e-300))
-    lift = np.where(sd > 0, moments.lift, 0.0)[:, None]
-    scale = moments.tail if np.any(sd > 0) else 1.0
     gap = np.concatenate([0 * peaks, 0 * z + length / NODES], 1)
-    return np.concatenate([peaks * scale, z], 1), np.concatenate([0 * peaks, log + lift], 1), gap
+    return np.concatenate([peaks * moments.tail, z], 1), np.concatenate([0 * peaks, log], 1), gap
 
 
 def _rounding(x: Float64, width: Float64, format: Format) -> tuple[Float64, Float64]:

@@ -10,6 +10,7 @@ from scipy.special import log_ndtr, ndtri
 from jaxattn.formats import Format, format_of
 
 PAGE = 4096  # keys that `measured` reads
+EVERY = 64
 
 Float64 = NDArray[np.float64]
 
@@ -18,8 +19,10 @@ class Moments(NamedTuple):
     """Scores in nats, as normal as their moments say; values of independent keys.
 
     mean, sd: float64 [rows]: of each row's scores
+    peaks:    float64 [rows, n]: of the first EVERY, 2 EVERY, ... keys the largest score, in sd above
+              the mean; n is 0 where no keys were seen
     tail:     the largest score lies so much further out than that of as many normal ones
-    lift:     and the mean of exp(score) is so many nats larger than theirs
+    lift:     float64 [rows]: and the mean of exp(score) is so many nats larger than theirs
     products: float64 [rows]: root mean square over keys of the scores' |product of entries|, summed
               in squares: what rounding of q or k moves
     value_mean, value_sd: of V, weighted by attention, in root mean square over its coordinates
@@ -30,8 +33,9 @@ class Moments(NamedTuple):
 
     mean: Float64
     sd: Float64
+    peaks: Float64
     tail: float
-    lift: float
+    lift: Float64
     products: Float64
     value_mean: float
     value_sd: float
@@ -65,7 +69,8 @@ def gaussian(
     inputs = (format, format, format)
     mean = np.full(rows, float(logit_mean))
     sizes = (1 / math.sqrt(head_dim), head_dim, head_dim)
-    return Moments(mean, sd, 1.0, 0.0, sd, abs(value_mean), value_sd, *sizes, inputs)
+    seen, lift = np.zeros((rows, 0)), np.zeros(rows)
+    return Moments(mean, sd, seen, 1.0, lift, sd, abs(value_mean), value_sd, *sizes, inputs)
 
 
 def measured(query: Any, key: Any, value: Any = None, *, scale: float | None = None) -> Moments:
@@ -96,7 +101,7 @@ def measured(query: Any, key: Any, value: Any = None, *, scale: float | None = N
         for b in range(batch)
         for n in range(count)
     ]
-    mean, sd, products, tails, lifts, squares, variances = map(
+    mean, sd, peaks, products, tails, lifts, squares, variances = map(
         np.concatenate, zip(*parts, strict=True)
     )
     if not np.isfinite(mean).all():
@@ -104,8 +109,9 @@ def measured(query: Any, key: Any, value: Any = None, *, scale: float | None = N
     return Moments(
         mean=mean,
         sd=sd,
+        peaks=peaks,
         tail=float(np.mean(tails)),
-        lift=float(np.mean(lifts)),
+        lift=lifts,
         products=products,
         value_mean=math.sqrt(_mean_of_squares(squares, variances, v.shape[-1])),
         value_sd=math.sqrt(float(np.mean(variances))),
@@ -117,7 +123,7 @@ def measured(query: Any, key: Any, value: Any = None, *, scale: float | None = N
 
 
 def _head(query: Any, key: Any, value: Any, scale: float) -> tuple[Float64, ...]:
-    """Of each row [T]: mean, sd, products, tail, lift; of V: mean^2 over its coordinates with the
+    """Of each row [T]: mean, sd, peaks, products, tail, lift; of V: mean^2 over its coordinates with the
     noise taken off, and variance (squares holds its noise as a second column)."""
     q, k, v = (np.asarray(x, np.float64) for x in (query, key, value))
     s = scale * q @ k.T
@@ -137,7 +143,9 @@ def _head(query: Any, key: Any, value: Any, scale: float) -> tuple[Float64, ...]
     variance = np.maximum(w @ v**2 - o**2, 0).mean(1) / np.maximum(1 - share, 1e-3)
     square = np.mean(o**2, axis=1)
     noise = share * variance
-    return mean, sd, products, tail, lift, np.stack([square, noise], 1), variance
+    whole = np.maximum.accumulate(s, axis=1)[:, EVERY - 1 :: EVERY]
+    peaks = (whole - mean[:, None]) / spread[:, None]
+    return mean, sd, peaks, products, tail, lift, np.stack([square, noise], 1), variance
 
 
 def _mean_of_squares(squares: Float64, variances: Float64, dim: int) -> float:

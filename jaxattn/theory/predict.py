@@ -13,7 +13,7 @@ from jaxattn.formats import FLOAT32, holds
 from jaxattn.recipe import SITES, Recipe
 from jaxattn.theory.elements import Elements, elements
 from jaxattn.theory.moments import Moments
-from jaxattn.theory.roundings import BENFORD, bound_likely, bound_worst, known, ulp
+from jaxattn.theory.roundings import BENFORD, bound_likely, bound_worst, known, rounded, ulp
 from jaxattn.theory.walks import Path, Walk, path, walk
 
 Float64 = NDArray[np.float64]
@@ -154,15 +154,19 @@ class _Rows:
         fixed = moments.value_mean**2 / np.where(size2 > 0, size2, 1)
 
         along, square = self._output_error(place)
+        y = rounded(1 / true, recipe.inverse) if recipe.normalise == "multiply" else 1 / true
+        inverse = true * y - 1
         rescale = BENFORD * 4.0**-recipe.rescale.precision / 2
         apart = BENFORD * 4.0**-recipe.output_rescale.precision / 2
         out = self._result_error(e, size2)
+        if holds(recipe.result, recipe.output) and recipe.normalise == "multiply":
+            out = np.where(np.frexp(y)[0] == 0.5, 0.0, out)  # o times a power of two
         probs = e.probs * loose
         scores = e.scores * loose
         value = e.value * loose
         history = rescale * loose * e.share
         across = square - along**2 + probs + scores + value + history + out
-        scalar = along - drift + e.inverse + e.bias
+        scalar = along - drift + inverse + e.bias
         noise = spread + e.along * fixed + apart
         finite = self.l.finite[place, :, 0] & self.o.finite[place, self.pick].all(axis=1)
         l_noise = spread + rescale + e.jitter
@@ -172,7 +176,7 @@ class _Rows:
             "probs": _median(e.bias, e.along * fixed, probs),
             "scores": _median(0 * scores, 0 * scores, scores + value),
             "rescale": _median(0 * history, 0 * history + apart, history),
-            "inverse": _median(e.inverse, 0 * e.inverse),
+            "inverse": _median(inverse, 0 * inverse),
             "result": _median(0 * out, 0 * out, out),
         }
         total = _median(scalar, noise, across, finite)

@@ -14,7 +14,7 @@ from scipy.special import ndtr
 from jaxattn.formats import FLOAT32, NEAREST_EVEN, Format, holds
 from jaxattn.recipe import Recipe
 from jaxattn.theory.elements import unit_of
-from jaxattn.theory.moments import Moments, largest_score, weights
+from jaxattn.theory.moments import EVERY, Moments, largest_score, weights
 from jaxattn.theory.roundings import error_moments, overflow, ulp
 
 Float64 = NDArray[np.float64]
@@ -69,13 +69,24 @@ def path(
     """Rows of `moments` in turn, each with a maximum of its own."""
     rng = np.random.default_rng(SEED)
     pick = np.arange(rows) % len(moments.mean)
-    own = moments._replace(mean=moments.mean[pick], sd=moments.sd[pick])
+    own = moments._replace(
+        mean=moments.mean[pick],
+        sd=moments.sd[pick],
+        peaks=moments.peaks[pick],
+        lift=moments.lift[pick],
+    )
     stops = [n // block for n in contexts]
     ends = sorted({*_grid(max(stops)), *stops} - {0})
     nats = unit_of(recipe)
 
-    def step(count: float, keys: float, peak: Float64, m: Float64) -> tuple[Step, Float64, Float64]:
+    def step(
+        count: float, start: int, end: int, peak: Float64, m: Float64
+    ) -> tuple[Step, Float64, Float64]:
+        keys = end - start
         z = largest_score(own, keys, rng.random(rows))
+        if (seen := -(-end // EVERY)) <= own.peaks.shape[1]:
+            last = own.peaks[:, seen - 1]  # what was seen, as far as it goes
+            z = last if end % EVERY == 0 else np.minimum(z, last)
         new = (z > peak) & (own.sd > 0)
         peak = np.maximum(z, peak)
         height = own.mean + own.sd * peak + recipe.max_offset * nats
@@ -98,12 +109,12 @@ def path(
         for n in contexts:
             if n // block == done:
                 rest = n % block
-                partial = step(1, rest, peak, m)[0] if rest else None
+                partial = step(1, n - rest, n, peak, m)[0] if rest else None
                 at[n] = (len(whole), partial)
 
     stop_at()
     for end in ends:
-        taken, peak, m = step(end - done, (end - done) * block, peak, m)
+        taken, peak, m = step(end - done, done * block, end * block, peak, m)
         whole.append(taken)
         done = end
         stop_at()
