@@ -63,7 +63,7 @@ def elements(recipe: Recipe, moments: Moments, context: int, rows: int) -> Eleme
     noise = _score_noise(recipe, moments)[pick, None]
     e = _score_errors(recipe, moments, s, m)
     shift = np.sum(n * w * e, axis=1, keepdims=True)
-    scores = n * w**2 * ((e - shift) ** 2 + noise) * apart
+    scores = n * w**2 * ((e - shift) ** 2 + noise * apart)
 
     whole = l if recipe.normalise == "before" else 1.0
     width = p * gap * sd / math.sqrt(12)
@@ -71,8 +71,7 @@ def elements(recipe: Recipe, moments: Moments, context: int, rows: int) -> Eleme
     d, square = d * whole / l, square * (whole / l) ** 2
     bias = np.sum(n * d, axis=1, keepdims=True)
     sums_probs = recipe.summand == recipe.probs
-    loose = n * ((d - bias * w) ** 2 + square)
-    probs = loose * (apart if sums_probs else 1.0)
+    loose = n * ((d - bias * w) ** 2 + square * (apart if sums_probs else 1.0))
     added = d if sums_probs else _rounding(p, width, recipe.summand)[0] / l
     v = 1 + (moments.value_mean / moments.value_sd) ** 2 if moments.value_sd else 1.0
     value = v * _unheld(recipe.value, moments.inputs[2])
@@ -82,7 +81,7 @@ def elements(recipe: Recipe, moments: Moments, context: int, rows: int) -> Eleme
         l[:, 0],
         share[:, 0],
         scores.sum(1),
-        probs.sum(1),
+        loose.sum(1),
         share[:, 0] * value,
         0 * l[:, 0] if sums_probs else loose.sum(1),
         0 * l[:, 0] if sums_probs else bias[:, 0],

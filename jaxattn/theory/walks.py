@@ -20,6 +20,7 @@ from jaxattn.theory.roundings import error_moments, overflow, ulp
 Float64 = NDArray[np.float64]
 
 FINE = 128
+SKEWED = 0.1  # (sd / mean)^2 of what blocks add, above which they are not normal
 SEED = 20261125
 
 
@@ -52,13 +53,14 @@ class Path(NamedTuple):
 
 
 class Walk(NamedTuple):
-    """At each context, float64 [contexts, rows, nodes]: the true sum, its error's mean and
-    variance (in its units), the weight lost to updates that moved nothing (in units of l), and
-    whether it is finite."""
+    """At each context, float64 [contexts, rows, nodes]: the true sum, its error's mean, variance and
+    fourth cumulant (in its units), the weight lost to updates that moved nothing (in units of l),
+    and whether it is finite."""
 
     true: Float64
     mean: Float64
     variance: Float64
+    fourth: Float64
     lost: Float64
     finite: NDArray[np.bool_]
 
@@ -134,6 +136,7 @@ class _State(NamedTuple):
     noise: Float64  # variance of the true sum around mean·weight
     mean: Float64
     variance: Float64
+    fourth: Float64
     lost: Float64
     finite: NDArray[np.bool_]
 
@@ -190,7 +193,7 @@ def walk(
         seen = mean * weight + half * x + z * np.sqrt(noise + half * gain) + error
         q = ulp(np.nextafter(seen, 0), format)  # a power of two is reached in the binade below it
         sign = np.where(seen < 0, -1.0, 1.0)
-        bias, square = error_moments(sign * x, width, q, format)
+        bias, square = _blocks(sign * mean, sign * x, step, gain, q, format)
         # A summand of few bits meets ties, to even; toward zero it has less to lose.
         grain = np.where(width >= 0.5 * grid, grid, 0.0)
         nearest = format.rounding == NEAREST_EVEN
@@ -201,13 +204,14 @@ def walk(
             noise + step.count * gain,
             error + step.count * (sign * bias + np.copysign(own[0], x)),
             variance + step.count * square,
+            a**4 * s.fourth - step.count * 1.2 * square**2,  # of even distributions
             s.lost + (0.0 if sd else step.count * lost(np.abs(before + error), x, width, q)),
             s.finite,
         )
         furthest = np.abs(mean * after.weight + after.mean) + reach * np.sqrt(after.noise)
         return after._replace(finite=s.finite & (furthest < limit))
 
-    state = _State(zero, zero, zero, zero, zero, np.ones(shape, bool))
+    state = _State(zero, zero, zero, zero, zero, zero, np.ones(shape, bool))
     after = [state]
     for step in path.whole:
         after.append(advance(after[-1], step))
@@ -217,6 +221,28 @@ def walk(
         found.append(after[count] if partial is None else advance(after[count], partial))
     columns = (
         np.stack([true(s) for s in found]),
-        *(np.stack([getattr(s, name) for s in found]) for name in ("mean", "variance", "lost")),
+        *(np.stack(x) for x in zip(*(s[2:] for s in found), strict=True)),
     )
-    return Walk(*columns, np.stack([s.finite for s in found]))
+    return Walk(*columns)
+
+
+def _blocks(
+    mean: Float64, x: Float64, step: Step, gain: Float64, q: Float64, format: Format
+) -> tuple[Float64, Float64]:
+    """error_moments of what blocks add: x each, of the mean value `mean`, its variance at given
+    weights `gain`.
+
+    Few large weights among many small ones make a block's sum log-normal rather than normal: most
+    blocks add less than the mean.
+    """
+    c, variance = step.c[:, None], step.variance[:, None]
+    tilt = np.log1p(variance / c**2)
+    if tilt.max() < SKEWED:
+        return error_moments(x, np.sqrt(mean**2 * variance + gain), q, format)
+    z, share = (y[:, None, None] for y in np.polynomial.hermite_e.hermegauss(12))
+    share = share / share.sum()
+    r = np.exp(np.sqrt(tilt) * z - tilt / 2)  # of the mean
+    sd = np.sqrt(0.03 * tilt * (x * r) ** 2 + gain * r**2 / np.exp(tilt))
+    bias, square = error_moments(x * r, sd, q, format)
+    whole = np.sum(share * bias, axis=0)
+    return whole, np.sum(share * (square + bias**2), axis=0) - whole**2
