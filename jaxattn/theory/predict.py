@@ -128,7 +128,8 @@ class _Rows:
     def __init__(
         self, recipe: Recipe, moments: Moments, block: int, contexts: list[int]
     ) -> None:
-        self.recipe, self.moments, self.contexts = recipe, moments, contexts
+        self.recipe, self.moments, self.contexts, self.block = recipe, moments, contexts, block
+        self.moved = np.resize(moments.sd > 0, ROWS)
         splits = recipe.split_kv
         each = [max(1, -(-n // splits)) for n in contexts]
         way = path(recipe, moments, block, each, ROWS)
@@ -157,8 +158,10 @@ class _Rows:
         along, square = self._output_error(place)
         y = rounded(1 / true, recipe.inverse) if recipe.normalise == "multiply" else 1 / true
         inverse = true * y - 1
-        rescale = BENFORD * 4.0**-recipe.rescale.precision / 2
-        apart = BENFORD * 4.0**-recipe.output_rescale.precision / 2
+        # F7: the chance of a new maximum falls like 1 / block, its weight grows like its square.
+        moved = self.moved / 2 * (1 - 1 / max(1.0, self.contexts[place] / self.block))
+        rescale = moved * BENFORD * 4.0**-recipe.rescale.precision
+        apart = moved * BENFORD * 4.0**-recipe.output_rescale.precision
         out = self._result_error(e, size2)
         if holds(recipe.result, recipe.output) and recipe.normalise == "multiply":
             out = np.where(np.frexp(y)[0] == 0.5, 0.0, out)  # o times a power of two

@@ -20,25 +20,29 @@ from jaxattn.theory.roundings import error_moments, overflow, ulp
 Float64 = NDArray[np.float64]
 
 FINE = 128
-SKEWED = 0.1  # (sd / mean)^2 of what blocks add, above which they are not normal
+NODES = 16  # quantiles of what a block adds
+NORMAL = 0.12  # sd of what blocks add, in units of its mean, below which it is normal
 SEED = 20261125
 
 
 class Step(NamedTuple):
-    """`count` blocks after a rescale factor a; each adds c, with the variance of c and the sum of
-    p^2. All but count are [rows]."""
+    """`count` blocks after a rescale factor a; each adds c, with the variance of c and the sum
+    of p^2, and a score at the row's mean weighs `unit`. All but count are [rows]."""
 
     count: float
     a: Float64
     c: Float64
     square: Float64
     variance: Float64
+    unit: Float64
 
 
 class Path(NamedTuple):
-    """whole: steps of whole blocks; at: context -> (how many of them, the partial block or None)"""
+    """sums: [NODES, rows], quantiles of what a block adds, in units of a score at the row's mean;
+    whole: steps of whole blocks; at: context -> (how many of them, the partial block or None)"""
 
     rows: int
+    sums: Float64
     whole: list[Step]
     at: dict[int, tuple[int, Step | None]]
 
@@ -49,7 +53,7 @@ class Path(NamedTuple):
             return Step(step.count, *(x[:rows] for x in step[1:]))
 
         at = {n: (k, last and cut(last)) for n, (k, last) in self.at.items()}
-        return Path(rows, [cut(step) for step in self.whole], at)
+        return Path(rows, self.sums[:, :rows], [cut(step) for step in self.whole], at)
 
 
 class Walk(NamedTuple):
@@ -99,8 +103,9 @@ def path(
         one, two = (weights(own, m_next, peak, power) for power in (1, 2))
         c = ((keys - new) * one + top) / count
         square = ((keys - new) * two + top**2) / count
-        variance = keys * np.maximum(two - one**2, 0) / count
-        return Step(count, a, c, square, variance), peak, m_next
+        variance = keys / count * np.maximum(two - one**2, 0)
+        unit = np.exp(own.mean + own.lift - m_next)
+        return Step(count, a, c, square, variance, unit), peak, m_next
 
     start = recipe.initial_max * nats
     peak, m = np.full(rows, -np.inf), np.full(rows, start if start > -1e4 else -np.inf)
@@ -120,7 +125,7 @@ def path(
         whole.append(taken)
         done = end
         stop_at()
-    return Path(rows, whole, at)
+    return Path(rows, _sums(own.sd, block), whole, at)
 
 
 def _grid(blocks: int) -> list[int]:
@@ -193,7 +198,7 @@ def walk(
         seen = mean * weight + half * x + z * np.sqrt(noise + half * gain) + error
         q = ulp(np.nextafter(seen, 0), format)  # a power of two is reached in the binade below it
         sign = np.where(seen < 0, -1.0, 1.0)
-        bias, square = _blocks(sign * mean, sign * x, step, gain, q, format)
+        bias, square = _blocks(sign * mean, sign * x, path, step, gain, q, format)
         # A summand of few bits meets ties, to even; toward zero it has less to lose.
         grain = np.where(width >= 0.5 * grid, grid, 0.0)
         nearest = format.rounding == NEAREST_EVEN
@@ -226,23 +231,44 @@ def walk(
     return Walk(*columns)
 
 
+def _sums(sd: Float64, block: int) -> Float64:
+    """Quantiles of the sum over a block of exp(sd·z), z normal: [NODES, rows]."""
+    rng = np.random.default_rng(SEED + 1)
+    levels = np.linspace(sd.min(), sd.max(), 1 if np.ptp(sd) == 0 else 5)
+    draws = max(NODES, min(NODES * 64, 2**19 // block // NODES * NODES))
+    z = rng.standard_normal((draws, block))
+    logs = []
+    for level in levels:
+        total = np.sort(np.sum(np.exp(level * z), axis=1))
+        logs.append(np.log(total.reshape(NODES, -1).mean(axis=1)))
+    return np.exp(np.stack([np.interp(sd, levels, x) for x in np.transpose(logs)]))
+
+
 def _blocks(
-    mean: Float64, x: Float64, step: Step, gain: Float64, q: Float64, format: Format
+    mean: Float64, x: Float64, path: Path, step: Step, gain: Float64, q: Float64, format: Format
 ) -> tuple[Float64, Float64]:
     """error_moments of what blocks add: x each, of the mean value `mean`, its variance at given
     weights `gain`.
 
-    Few large weights among many small ones make a block's sum log-normal rather than normal: most
-    blocks add less than the mean.
+    A few large weights among many small ones skew a block's sum: most blocks add less than the
+    mean. Quantiles of it stand for them then, the last taking what is left of the mean.
     """
-    c, variance = step.c[:, None], step.variance[:, None]
-    tilt = np.log1p(variance / c**2)
-    if tilt.max() < SKEWED:
-        return error_moments(x, np.sqrt(mean**2 * variance + gain), q, format)
-    z, share = (y[:, None, None] for y in np.polynomial.hermite_e.hermegauss(12))
-    share = share / share.sum()
-    r = np.exp(np.sqrt(tilt) * z - tilt / 2)  # of the mean
-    sd = np.sqrt(0.03 * tilt * (x * r) ** 2 + gain * r**2 / np.exp(tilt))
-    bias, square = error_moments(x * r, sd, q, format)
-    whole = np.sum(share * bias, axis=0)
-    return whole, np.sum(share * (square + bias**2), axis=0) - whole**2
+    c, sd = step.c[:, None], np.sqrt(step.variance)[:, None]
+    width = np.sqrt((mean * sd) ** 2 + gain)
+    bias, square = error_moments(x, width, q, format)
+    r = step.unit * path.sums
+    core = (r[-NODES // 4] - r[NODES // 4])[:, None] / 1.35  # the sd, if it were normal
+    if np.max(sd / c) < NORMAL or (mean * core > q).all():
+        return bias, square
+    rest = NODES * step.c - r[:-1].sum(axis=0)
+    r[-1] = np.maximum(rest, r[-2])
+    near = 0.6 * np.gradient(r, axis=0)
+    r, near = r[..., None], near[..., None]
+    part = r**2 / np.mean(r**2, axis=0)
+    own, other = error_moments(
+        x + mean * (r - c), np.sqrt((mean * near) ** 2 + gain * part), q, format
+    )
+    whole = own.mean(axis=0)
+    scattered = np.mean(other + own**2, axis=0) - whole**2
+    smooth = np.sqrt((mean * core) ** 2 + gain * part[NODES // 2]) > q
+    return np.where(smooth, bias, whole), np.where(smooth, square, scattered)
