@@ -32,6 +32,7 @@ class Prediction(NamedTuple):
     size:        median of l
     drift:       median of l's mean relative error over rounding, signed (F2, F4)
     spread:      median of its standard deviation (F3)
+    output_drift: likewise of o, along itself (F5)
     terms:       name of TERMS -> median relative L2 if that alone were rounded
     rel_l2:      median relative L2 of all together, inf where half of the rows overflow
     bias_l:      median of |relative error of exp(log-sum-exp)|
@@ -47,6 +48,7 @@ class Prediction(NamedTuple):
     size: Float64
     drift: Float64
     spread: Float64
+    output_drift: Float64
     terms: dict[str, Float64]
     rel_l2: Float64
     bias_l: Float64
@@ -97,7 +99,7 @@ def predict(recipe: Recipe, moments: Moments, contexts: Sequence[int]) -> Predic
     return Prediction(np.array(lengths), blocks, terms=terms, outside=why, **columns)
 
 
-_COLUMNS = ("size", "drift", "spread", "rel_l2", "bias_l", "underflow", "stagnated", "overflow")
+_COLUMNS = ("size", "drift", "spread", "output_drift", "rel_l2", "bias_l", "underflow", "stagnated", "overflow")
 
 
 def outside(recipe: Recipe) -> str:
@@ -198,6 +200,7 @@ class _Rows:
             "size": float(np.median(true)),
             "drift": float(np.median(drift)),
             "spread": float(np.median(np.sqrt(spread))),
+            "output_drift": float(np.median(along)),
             "rel_l2": total,
             "bias_l": bias_l,
             "underflow": float(np.median(e.underflow)),
