@@ -131,24 +131,25 @@ class _Rows:
         self, recipe: Recipe, moments: Moments, block: int, contexts: list[int]
     ) -> None:
         self.recipe, self.moments, self.contexts, self.block = recipe, moments, contexts, block
-        self.moved = np.resize(moments.sd > 0, ROWS)
+        self.rows = ROWS if moments.sd.any() else 1
+        self.moved = np.resize(moments.sd > 0, self.rows)
         splits = recipe.split_kv
         each = [max(1, -(-n // splits)) for n in contexts]
-        way = path(recipe, moments, block, each, ROWS)
+        way = path(recipe, moments, block, each, self.rows)
         self.l = _sum_of_weights(recipe, way, each)
         step = recipe.output_every
         if step and step != block:
-            way = path(recipe, moments, step, each, ROWS)
+            way = path(recipe, moments, step, each, self.rows)
         if not moments.value_mean:  # then o's error goes its own way, alike in all rows
-            way = way.some(FEW)
-        self.pick = np.arange(ROWS) % way.rows
+            way = way.some(min(FEW, self.rows))
+        self.pick = np.arange(self.rows) % way.rows
         self.o = _output(recipe, moments, way, each)
 
     def at(self, place: int) -> dict[str, float]:
         """Every column of a Prediction at one context."""
         recipe, moments = self.recipe, self.moments
-        few = elements(recipe, moments, self.contexts[place], FEW)
-        e = Elements(*(np.resize(x, ROWS) for x in few))
+        few = elements(recipe, moments, self.contexts[place], min(FEW, self.rows))
+        e = Elements(*(np.resize(x, self.rows) for x in few))
         true = self.l.true[place, :, 0]
         drift = self.l.mean[place, :, 0] / true
         spread = self.l.variance[place, :, 0] / true**2 / recipe.split_kv
@@ -176,7 +177,7 @@ class _Rows:
         noise = spread + e.along * fixed + apart
         finite = self.l.finite[place, :, 0] & self.o.finite[place, self.pick].all(axis=1)
         l_noise = spread + rescale + e.jitter
-        zero = np.zeros(ROWS)
+        zero = np.zeros(self.rows)
         terms = {
             "sum": _median(drift, spread, zero, kurtosis=cumulant / safe(spread**2)),
             "output": _median(along, zero, square - along**2),

@@ -15,7 +15,7 @@ from jaxattn.formats import FLOAT32, NEAREST_EVEN, Format, holds
 from jaxattn.recipe import Recipe
 from jaxattn.theory.elements import unit_of
 from jaxattn.theory.moments import EVERY, Moments, largest_score, weights
-from jaxattn.theory.roundings import error_moments, overflow, ulp
+from jaxattn.theory.roundings import error_moments, overflow, rounded, ulp
 
 Float64 = NDArray[np.float64]
 
@@ -82,7 +82,8 @@ def path(
         lift=moments.lift[pick],
     )
     stops = [n // block for n in contexts]
-    ends = sorted({*_grid(max(stops)), *stops} - {0})
+    # Equal blocks are few kinds of rows, and what rounding does to each of them is certain.
+    ends = sorted({*_grid(max(stops), FINE if own.sd.any() else max(stops)), *stops} - {0})
     nats = unit_of(recipe)
 
     def step(
@@ -128,10 +129,10 @@ def path(
     return Path(rows, _sums(own.sd, block), whole, at)
 
 
-def _grid(blocks: int) -> list[int]:
+def _grid(blocks: int, fine: int) -> list[int]:
     ends, end = [], 0
     while end < blocks:
-        end = min(end + max(1, end // FINE), blocks)
+        end = min(end + max(1, end // fine), blocks)
         ends.append(end)
     return ends
 
@@ -204,6 +205,9 @@ def walk(
         nearest = format.rounding == NEAREST_EVEN
         square = np.where(q > grid, square + (2 if nearest else -1) * grain**2 / 12, 0.0) + own[1]
         bias = np.where(q > grid, bias if nearest else bias + grain / 2, 0.0)
+        if step.count == 1:
+            sure = rounded(before + error + x, format) - (before + error + x)
+            bias = np.where(width > 0, bias, np.where(np.isfinite(sure), sign * sure, 0.0))
         after = _State(
             weight + step.count * c,
             noise + step.count * gain,
