@@ -29,13 +29,14 @@ def draw(root: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    from plots import atlas, fidelity, figures, speed
+    from plots import atlas, fidelity, figures, speed, theory
     from plots.rows import manifest_of
 
     study = manifest_of(root)["study"]
     if study == "claims":
         raise ValueError(f"{root}: the study 'claims' is a table; it has no figures")
-    drawn = {"atlas": atlas, "fidelity": fidelity, "speed": speed}.get(study, figures).read_and_draw
+    own = {"atlas": atlas, "fidelity": fidelity, "speed": speed, "theory": theory}
+    drawn = own.get(study, figures).read_and_draw
     with plt.style.context(figures.STYLE):
         for name, figure in drawn(root):
             for path in figures.save(figure, root / "_figures", name):

@@ -52,7 +52,8 @@ def run(
         Path | None, typer.Option(help="where rows go [default: results/STUDY[-quick][-INPUTS]]")
     ] = None,
     only: Annotated[
-        str | None, typer.Option(help="of fidelity, claims, theory and speed: these items A,B alone")
+        str | None,
+        typer.Option(help="of fidelity, claims, theory and speed: these items A,B alone"),
     ] = None,
     inputs: Annotated[
         str | None, typer.Option(help="a .npz or .safetensors capture, `minilm`, or regimes A,B")

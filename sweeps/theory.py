@@ -103,7 +103,7 @@ def _grid(name: str, longest: int) -> list[dict[str, Any]]:
 
 
 def _equal_blocks(longest: int) -> list[dict[str, Any]]:
-    """l alone where every key weighs the same: sums of equal blocks, eight contexts to an octave."""
+    """l alone where every key weighs the same: equal blocks, sixteen contexts to an octave."""
     import jaxattn
 
     query, stream = jaxattn.inputs.regime(
@@ -130,9 +130,7 @@ def _compare(
 
     moments = theory.measured(query, stream)
     just = [recipe for _, _, recipe in chosen]
-    curves = jaxattn.error_curves(
-        query, stream, None, just, contexts=contexts, metrics=(quantity,)
-    )
+    curves = jaxattn.error_curves(query, stream, None, just, contexts=contexts, metrics=(quantity,))
     rows = []
     for i, (site, format, recipe) in enumerate(chosen):
         prediction = theory.predict(recipe, moments, contexts)

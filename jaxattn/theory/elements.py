@@ -92,9 +92,7 @@ def elements(recipe: Recipe, moments: Moments, context: int, rows: int) -> Eleme
     )
 
 
-def _scores(
-    moments: Moments, context: int, rows: int
-) -> tuple[Float64, Float64, Float64]:
+def _scores(moments: Moments, context: int, rows: int) -> tuple[Float64, Float64, Float64]:
     """Scores in sd above the mean, largest first, the log of how many keys each stands for, and
     how far their neighbours are: [rows, TOP + NODES]."""
     rng = np.random.default_rng(SEED)

@@ -19,8 +19,8 @@ class Moments(NamedTuple):
     """Scores in nats, as normal as their moments say; values of independent keys.
 
     mean, sd: float64 [rows]: of each row's scores
-    peaks:    float64 [rows, n]: of the first EVERY, 2 EVERY, ... keys the largest score, in sd above
-              the mean; n is 0 where no keys were seen
+    peaks:    float64 [rows, n]: the largest score of the first EVERY, 2 EVERY, ... keys, in sd
+              above the mean; n is 0 where no keys were seen
     tail:     the largest score lies so much further out than that of as many normal ones
     lift:     float64 [rows]: and the mean of exp(score) is so many nats larger than theirs
     products: float64 [rows]: root mean square over keys of the scores' |product of entries|, summed
@@ -97,7 +97,9 @@ def measured(query: Any, key: Any, value: Any = None, *, scale: float | None = N
     inputs = (format_of(query.dtype), format_of(k.dtype), format_of(v.dtype))
     batch, _, count, _ = query.shape
     parts = [
-        _head(query[b, :, n], k[b, :, n // (count // heads)], v[b, :, n // (count // heads)], factor)
+        _head(
+            query[b, :, n], k[b, :, n // (count // heads)], v[b, :, n // (count // heads)], factor
+        )
         for b in range(batch)
         for n in range(count)
     ]
@@ -123,8 +125,8 @@ def measured(query: Any, key: Any, value: Any = None, *, scale: float | None = N
 
 
 def _head(query: Any, key: Any, value: Any, scale: float) -> tuple[Float64, ...]:
-    """Of each row [T]: mean, sd, peaks, products, tail, lift; of V: mean^2 over its coordinates with the
-    noise taken off, and variance (squares holds its noise as a second column)."""
+    """Of each row [T]: mean, sd, peaks, products, tail and lift; and of V the square of its mean
+    beside the square that chance alone gives, [T, 2], and its variance."""
     q, k, v = (np.asarray(x, np.float64) for x in (query, key, value))
     s = scale * q @ k.T
     mean, sd, top = s.mean(1), s.std(1), s.max(1)

@@ -99,7 +99,17 @@ def predict(recipe: Recipe, moments: Moments, contexts: Sequence[int]) -> Predic
     return Prediction(np.array(lengths), blocks, terms=terms, outside=why, **columns)
 
 
-_COLUMNS = ("size", "drift", "spread", "output_drift", "rel_l2", "bias_l", "underflow", "stagnated", "overflow")
+_COLUMNS = (
+    "size",
+    "drift",
+    "spread",
+    "output_drift",
+    "rel_l2",
+    "bias_l",
+    "underflow",
+    "stagnated",
+    "overflow",
+)
 
 
 def outside(recipe: Recipe) -> str:
@@ -127,9 +137,7 @@ def outside(recipe: Recipe) -> str:
 class _Rows:
     """Rows of one block size: walks of l and o over all contexts, and what becomes of each."""
 
-    def __init__(
-        self, recipe: Recipe, moments: Moments, block: int, contexts: list[int]
-    ) -> None:
+    def __init__(self, recipe: Recipe, moments: Moments, block: int, contexts: list[int]) -> None:
         self.recipe, self.moments, self.contexts, self.block = recipe, moments, contexts, block
         self.rows = ROWS if moments.sd.any() else 1
         self.moved = np.resize(moments.sd > 0, self.rows)
@@ -172,14 +180,18 @@ class _Rows:
         scores = e.scores * loose
         value = e.value * loose
         history = rescale * loose * e.share
-        across = square - along**2 + probs + scores + value + history + out
-        scalar = along - drift + inverse + e.bias
-        noise = spread + e.along * fixed + apart
+        loose_o = (square - along**2) / (1 + drift) ** 2
+        across = loose_o + probs + scores + value + history + out
+        kept = 1 + drift  # of l: what is left of it divides o
+        scalar = (1 + along) * (1 + inverse) * (1 + e.bias) / kept - 1
+        noise = spread / kept**2 + e.along * fixed + apart
         finite = self.l.finite[place, :, 0] & self.o.finite[place, self.pick].all(axis=1)
         l_noise = spread + rescale + e.jitter
         zero = np.zeros(self.rows)
         terms = {
-            "sum": _median(drift, spread, zero, kurtosis=cumulant / safe(spread**2)),
+            "sum": _median(
+                -drift / kept, spread / kept**2, zero, kurtosis=cumulant / safe(spread**2)
+            ),
             "output": _median(along, zero, square - along**2),
             "probs": _median(e.bias, e.along * fixed, probs),
             "scores": _median(zero, zero, scores + value),
@@ -187,9 +199,7 @@ class _Rows:
             "inverse": _median(inverse, zero, zero),
             "result": _median(zero, zero, out),
         }
-        total = _median(
-            scalar, noise, across, kurtosis=cumulant / safe(noise**2), finite=finite
-        )
+        total = _median(scalar, noise, across, kurtosis=cumulant / safe(noise**2), finite=finite)
         bias_l = _median(
             drift + e.weight + e.shift,
             l_noise,

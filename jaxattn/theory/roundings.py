@@ -17,7 +17,7 @@ Float64 = NDArray[np.float64]
 
 # (relative error of a rounding)^2 in units of u^2, over significands that Benford's law spreads
 BENFORD = 1 / (8 * math.log(2))
-SMOOTH, SHARP, HARMONICS = 0.8, 0.1, 8  # sd / ulp: no drift above, a single step below
+SMOOTH, SHARP, HARMONICS = 0.8, 0.15, 5  # sd / ulp: no drift above, a single step below
 
 
 def known(format: Format) -> bool:

@@ -20,7 +20,7 @@ from jaxattn.theory.roundings import error_moments, overflow, rounded, ulp
 Float64 = NDArray[np.float64]
 
 FINE = 128
-NODES = 16  # quantiles of what a block adds
+NODES = 8  # quantiles of what a block adds
 NORMAL = 0.12  # sd of what blocks add, in units of its mean, below which it is normal
 SEED = 20261125
 
@@ -57,9 +57,9 @@ class Path(NamedTuple):
 
 
 class Walk(NamedTuple):
-    """At each context, float64 [contexts, rows, nodes]: the true sum, its error's mean, variance and
-    fourth cumulant (in its units), the weight lost to updates that moved nothing (in units of l),
-    and whether it is finite."""
+    """At each context, float64 [contexts, rows, nodes]: the true sum; its error's mean, variance
+    and fourth cumulant, in its units; the weight lost to updates that moved nothing, in units of
+    l; and whether it is finite."""
 
     true: Float64
     mean: Float64
@@ -69,9 +69,7 @@ class Walk(NamedTuple):
     finite: NDArray[np.bool_]
 
 
-def path(
-    recipe: Recipe, moments: Moments, block: int, contexts: list[int], rows: int
-) -> Path:
+def path(recipe: Recipe, moments: Moments, block: int, contexts: list[int], rows: int) -> Path:
     """Rows of `moments` in turn, each with a maximum of its own."""
     rng = np.random.default_rng(SEED)
     pick = np.arange(rows) % len(moments.mean)
@@ -262,17 +260,19 @@ def _blocks(
     bias, square = error_moments(x, width, q, format)
     r = step.unit * path.sums
     core = (r[-NODES // 4] - r[NODES // 4])[:, None] / 1.35  # the sd, if it were normal
-    if np.max(sd / c) < NORMAL or (mean * core > q).all():
+    rough = ((sd >= NORMAL * c) & (np.abs(mean) * core < 0.6 * q)).any(axis=1)
+    if not rough.any():
         return bias, square
-    rest = NODES * step.c - r[:-1].sum(axis=0)
-    r[-1] = np.maximum(rest, r[-2])
+    r, c, core, q, gain = r[:, rough], c[rough], core[rough], q[rough], gain[rough]
+    r[-1] = np.maximum(NODES * c[:, 0] - r[:-1].sum(axis=0), r[-2])
     near = 0.6 * np.gradient(r, axis=0)
     r, near = r[..., None], near[..., None]
-    part = r**2 / np.mean(r**2, axis=0)
-    own, other = error_moments(
-        x + mean * (r - c), np.sqrt((mean * near) ** 2 + gain * part), q, format
-    )
+    gains = gain * r**2 / np.mean(r**2, axis=0)
+    width = np.sqrt((mean[rough] * near) ** 2 + gains)
+    own, other = error_moments(x[rough] + mean[rough] * (r - c), width, q, format)
     whole = own.mean(axis=0)
     scattered = np.mean(other + own**2, axis=0) - whole**2
-    smooth = np.sqrt((mean * core) ** 2 + gain * part[NODES // 2]) > q
-    return np.where(smooth, bias, whole), np.where(smooth, square, scattered)
+    smooth = np.sqrt((mean[rough] * core) ** 2 + gains[NODES // 2]) > 0.6 * q
+    bias[rough] = np.where(smooth, bias[rough], whole)
+    square[rough] = np.where(smooth, square[rough], scattered)
+    return bias, square
