@@ -12,7 +12,6 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedFormatter, FixedLocator, LogLocator, NullLocator
 
 from plots.curves import context_axis
-from plots.figures import STYLE as STYLE
 from plots.figures import WIDTH, finish, mark
 from plots.labels import label_ends
 from plots.rows import manifest_of, rows_of

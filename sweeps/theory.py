@@ -27,7 +27,7 @@ SITES: Mapping[str, tuple[str, ...]] = {
 TOGETHER = "hexagon-hmx-fp16"
 KV_BLOCKS = (64, 128, 512)
 EQUAL_BLOCKS = (40, 57, 61, 64, 90, 128, 512)  # c itself, where every key weighs the same
-INPUTS: Mapping[str, tuple[str, Mapping[str, float]]] = {
+INPUTS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "gaussian-0.5": ("gaussian", {"logit_sd": 0.5}),
     "gaussian-1": ("gaussian", {"logit_sd": 1.0}),
     "gaussian-2": ("gaussian", {"logit_sd": 2.0}),
@@ -256,6 +256,6 @@ FULL = ListStudy(
     schema=SCHEMA,
     sources=("jaxattn/theory", "jaxattn/kernels"),
     table=table,
-    has_figures=False,
+    has_figures=True,
 )
 QUICK = FULL

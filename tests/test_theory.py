@@ -13,6 +13,7 @@ from jaxattn.formats import BFLOAT16, FLOAT16, FLOAT32
 from jaxattn.theory.moments import PAGE
 from jaxattn.theory.roundings import error_moments, rounded, ulp
 from plots import theory as figure
+from plots.figures import STYLE
 from sweeps import theory as study
 
 FP22 = format_of("fp22")
@@ -127,7 +128,7 @@ def test_other_roundings_are_refused(name):
 
 # --- predictions ---------------------------------------------------------------------------------
 
-CONTEXTS = [256, 1024, 4096, 16384, 65536]
+CONTEXTS = [256, 1024, 4096, 16384]
 GAUSSIAN = theory.gaussian(1.0, head_dim=64)
 L16 = Recipe(kv_block=64, running_sum="float16", rescaled_sum="float16")
 
@@ -138,13 +139,13 @@ def test_a_float32_recipe_has_no_error():
     assert not found.stagnated.any() and not found.overflow.any() and not found.outside
     assert found.events == {"stagnation": None, "overflow": None}
     assert set(found.terms) == set(theory.TERMS)
-    assert (np.diff(found.size) > 0).all() and found.kv_block.tolist() == [64] * 5
+    assert (np.diff(found.size) > 0).all() and found.kv_block.tolist() == [64] * 4
 
 
 def test_equal_blocks_are_halves_to_the_last_bit():
     """c = 57 where every key weighs the same: l by NumPy's halves, the partial block included."""
     moments = theory.gaussian(0.0, head_dim=64)
-    contexts = [100, 5700, 57 * 512, 57 * 1000 + 30]
+    contexts = [100, 5700, 57 * 512 + 30]
     found = theory.predict(L16.replace(kv_block=57), moments, contexts)
     for n, drift in zip(contexts, found.drift, strict=True):
         r = np.float32([57] * (n // 57) + [n % 57] * (n % 57 > 0))[:, None]
@@ -167,8 +168,8 @@ def test_uniform_scores_overflow_and_stagnate_where_they_do():
 
 def test_output_overflows_at_its_own_size():
     moments = theory.gaussian(0.0, value_mean=0.5, value_sd=0.0, head_dim=64)
-    recipe = Recipe(kv_block=64, output="float16")
-    assert theory.predict(recipe, moments, [131008, 131072]).overflow.tolist() == [0, 1]
+    recipe = Recipe(kv_block=512, output="float16")
+    assert theory.predict(recipe, moments, [130560, 131072]).overflow.tolist() == [0, 1]
 
 
 def test_l_and_o_drift_together():
@@ -182,7 +183,8 @@ def test_l_and_o_drift_together():
 
 def test_more_bits_and_longer_blocks_are_better():
     def error(**changes):
-        return theory.predict(L16.replace(output="float16", **changes), GAUSSIAN, CONTEXTS).rel_l2
+        recipe = L16.replace(output="float16").replace(**changes)
+        return theory.predict(recipe, GAUSSIAN, [256, 4096, 32768]).rel_l2
 
     assert (error(kv_block=512)[1:] < error()[1:]).all()
     wide = error(running_sum="e5m12", rescaled_sum="e5m12", output="e5m12")
@@ -255,21 +257,32 @@ def test_moments_that_cannot_be_taken():
 # --- against runs --------------------------------------------------------------------------------
 
 
-def test_predictions_are_within_a_quarter_of_a_run():
-    """All sites in float16 at 4,096 keys and 64 per block: medians over 512 rows."""
+def compared(regime, sites, contexts):
+    """(recipe's name, predicted and measured median relative L2) in float16, 64 keys a block."""
     query, stream = jaxattn.inputs.regime(
-        "gaussian", length=4096, seed=1, heads=2, queries=256, head_dim=32
+        regime, length=max(contexts), seed=1, heads=2, queries=256, head_dim=32
     )
-    chosen = [
-        r for _, f, r in study.recipes((*study.SITES, study.TOGETHER), (64,)) if f == "float16"
-    ]
-    contexts = [512, 4096]
-    curves = jaxattn.error_curves(query, stream, None, chosen, contexts=contexts)
+    chosen = [recipe for _, f, recipe in study.recipes(sites, (64,)) if f == "float16"]
+    curves = jaxattn.error_curves(
+        query, stream, None, chosen, contexts=contexts, metrics=("rel_l2",)
+    )
     moments = theory.measured(query, stream)
-    for i, recipe in enumerate(chosen):
+    for recipe, errors in zip(chosen, curves.metrics["rel_l2"], strict=True):
         found = theory.predict(recipe, moments, contexts)
-        measured = np.median(curves.metrics["rel_l2"][i].reshape(2, -1), axis=1)
-        np.testing.assert_allclose(found.rel_l2, measured, rtol=0.25, err_msg=recipe.name)
+        yield recipe.name, found.rel_l2, np.median(errors.reshape(len(contexts), -1), axis=1)
+
+
+def test_predictions_are_within_a_quarter_of_a_run():
+    """Of every site alone: medians over 512 rows at 512 and 2,048 keys."""
+    for name, predicted, measured in compared("gaussian", tuple(study.SITES), [512, 2048]):
+        np.testing.assert_allclose(predicted, measured, rtol=0.25, err_msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("regime", ["gaussian", "biased_v", "uniform01"])
+def test_a_whole_kernel_is_predicted_within_a_tenth(regime):
+    for name, predicted, measured in compared(regime, (study.TOGETHER,), [512, 2048, 4096]):
+        np.testing.assert_allclose(predicted, measured, rtol=0.1, err_msg=name)
 
 
 # --- the study and its figure --------------------------------------------------------------------
@@ -323,7 +336,7 @@ def test_the_table_counts():
 
 
 def test_the_figure_draws_what_the_rows_say():
-    with plt.style.context(figure.STYLE):
+    with plt.style.context(STYLE):
         drawn = figure.agreement(made_rows())
     titles = [ax.get_title(loc="left") for ax in drawn.axes]
     assert "each place alone, float16, gaussian" in titles

@@ -26,10 +26,10 @@ SEED = 20261125
 
 
 class Step(NamedTuple):
-    """`count` blocks after a rescale factor a; each adds c, with the variance of c and the sum
-    of p^2, and a score at the row's mean weighs `unit`. All but count are [rows]."""
+    """`blocks` blocks after a rescale factor a; each adds c, with the variance of c and the sum
+    of p^2, and a score at the row's mean weighs `unit`. All but their number are [rows]."""
 
-    count: float
+    blocks: int
     a: Float64
     c: Float64
     square: Float64
@@ -50,7 +50,7 @@ class Path(NamedTuple):
         """The first rows alone."""
 
         def cut(step: Step) -> Step:
-            return Step(step.count, *(x[:rows] for x in step[1:]))
+            return Step(step.blocks, *(x[:rows] for x in step[1:]))
 
         at = {n: (k, last and cut(last)) for n, (k, last) in self.at.items()}
         return Path(rows, self.sums[:, :rows], [cut(step) for step in self.whole], at)
@@ -85,7 +85,7 @@ def path(recipe: Recipe, moments: Moments, block: int, contexts: list[int], rows
     nats = unit_of(recipe)
 
     def step(
-        count: float, start: int, end: int, peak: Float64, m: Float64
+        count: int, start: int, end: int, peak: Float64, m: Float64
     ) -> tuple[Step, Float64, Float64]:
         keys = end - start
         z = largest_score(own, keys, rng.random(rows))
@@ -108,7 +108,8 @@ def path(recipe: Recipe, moments: Moments, block: int, contexts: list[int], rows
 
     start = recipe.initial_max * nats
     peak, m = np.full(rows, -np.inf), np.full(rows, start if start > -1e4 else -np.inf)
-    done, whole = 0, []
+    done = 0
+    whole: list[Step] = []
     at: dict[int, tuple[int, Step | None]] = {}
 
     def stop_at() -> None:
@@ -185,7 +186,7 @@ def walk(
         weight, noise = a * s.weight, a**2 * s.noise
         gain = sd**2 * step.square[:, None]
         if wide:
-            return s._replace(weight=weight + step.count * c, noise=noise + step.count * gain)
+            return s._replace(weight=weight + step.blocks * c, noise=noise + step.blocks * gain)
         error, variance = a * s.mean, a**2 * s.variance
         before = mean * weight + z * np.sqrt(noise)
         variance = variance + np.where(a < 1, ulp(before, carried) ** 2 / 12, 0) * (before != 0)
@@ -193,7 +194,7 @@ def walk(
         grid = ulp(x, summand)
         own = (0.0, 0.0) if fine else error_moments(np.abs(x), width, grid, summand)
         x = x + np.copysign(own[0], x)
-        half = (step.count + 1) / 2
+        half = (step.blocks + 1) / 2
         seen = mean * weight + half * x + z * np.sqrt(noise + half * gain) + error
         q = ulp(np.nextafter(seen, 0), format)  # a power of two is reached in the binade below it
         sign = np.where(seen < 0, -1.0, 1.0)
@@ -203,16 +204,16 @@ def walk(
         nearest = format.rounding == NEAREST_EVEN
         square = np.where(q > grid, square + (2 if nearest else -1) * grain**2 / 12, 0.0) + own[1]
         bias = np.where(q > grid, bias if nearest else bias + grain / 2, 0.0)
-        if step.count == 1:
+        if step.blocks == 1:
             sure = rounded(before + error + x, format) - (before + error + x)
             bias = np.where(width > 0, bias, np.where(np.isfinite(sure), sign * sure, 0.0))
         after = _State(
-            weight + step.count * c,
-            noise + step.count * gain,
-            error + step.count * (sign * bias + np.copysign(own[0], x)),
-            variance + step.count * square,
-            a**4 * s.fourth - step.count * 1.2 * square**2,  # of even distributions
-            s.lost + (0.0 if sd else step.count * lost(np.abs(before + error), x, width, q)),
+            weight + step.blocks * c,
+            noise + step.blocks * gain,
+            error + step.blocks * (sign * bias + np.copysign(own[0], x)),
+            variance + step.blocks * square,
+            a**4 * s.fourth - step.blocks * 1.2 * square**2,  # of even distributions
+            s.lost + (0.0 if sd else step.blocks * lost(np.abs(before + error), x, width, q)),
             s.finite,
         )
         furthest = np.abs(mean * after.weight + after.mean) + reach * np.sqrt(after.noise)
