@@ -28,10 +28,10 @@ PANELS: dict[str, tuple[str, str, Curves]] = {
         "equal-blocks",
         "bias_l",
         {
-            "bf16, 64": ("running_sum", "bfloat16", 64),
-            "fp16, 57": ("running_sum", "float16", 57),
-            "fp16, 40": ("running_sum", "float16", 40),
-            "fp16, 64": ("running_sum", "float16", 64),
+            "bf16, c = 64": ("running_sum", "bfloat16", 64),
+            "e5m8, c = 57": ("running_sum", "e5m8", 57),
+            "fp16, c = 40": ("running_sum", "float16", 40),
+            "fp16, c = 57": ("running_sum", "float16", 57),
         },
     ),
     "each place alone, float16, gaussian": (
@@ -64,7 +64,7 @@ PANELS: dict[str, tuple[str, str, Curves]] = {
         },
     ),
 }
-COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#000000")
+COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#000000")  # where all have one format
 SITE_NAMES = {
     "running_sum": "l",
     "output": "o",
@@ -75,8 +75,8 @@ SITE_NAMES = {
 }
 FORMATS = {"float16": "#D55E00", "bfloat16": "#0072B2", "e5m8": "#009E73"}
 WIDEST = 2.0  # ratio drawn for more
-HEIGHT, TOP, BELOW, BETWEEN, RATIOS = 1.72, 0.62, 0.62, 0.62, 1.45  # inches
-LOWEST = 1e-6
+HEIGHT, TOP, BELOW, BETWEEN, RATIOS = 1.72, 0.62, 1.05, 0.62, 1.45  # inches
+LOWEST, WIDE = 1e-6, 3e3  # least error drawn; and the largest over the least, in a panel
 
 
 def read_and_draw(root: Path) -> Iterator[tuple[str, Figure]]:
@@ -91,7 +91,7 @@ def agreement(rows: pd.DataFrame) -> Figure:
     lines = -(-len(panels) // 2)
     height = TOP + BELOW + lines * (HEIGHT + BETWEEN) + RATIOS
     figure = plt.figure(figsize=(WIDTH, height))
-    left, label, apart = 0.5, 0.5, 0.16
+    left, label, apart = 0.5, 0.62, 0.1
     width = (WIDTH - left - 2 * label - left - apart) / 2
     for place, title in enumerate(panels):
         row, column = divmod(place, 2)
@@ -131,7 +131,11 @@ def curves(ax: Axes, rows: pd.DataFrame, quantity: str, wanted: Curves) -> Axes:
     ax.set_yscale("log")
     ends = []
     drawn = []
+    several = len({format for _, format, _ in wanted.values()}) > 1
+    spare = list(FORMATS.values()) if several else []
     for (name, (site, format, block)), colour in zip(wanted.items(), COLOURS, strict=False):
+        colour = FORMATS[format] if FORMATS[format] in spare else colour
+        spare = [x for x in spare if x != colour]
         mine = rows[(rows.site == site) & (rows.format == format) & (rows.kv_block == block)]
         mine = mine.sort_values("context")
         if mine.empty:
@@ -164,7 +168,7 @@ def curves(ax: Axes, rows: pd.DataFrame, quantity: str, wanted: Curves) -> Axes:
                     clip_on=False,
                 )
     values = np.concatenate(drawn) if drawn else np.array([1e-4, 1e-2])
-    low, high = values.min(), values.max()
+    low, high = max(values.min(), values.max() / WIDE), values.max()
     ax.set_ylim(10 ** (np.floor(2 * np.log10(low)) / 2 - 0.1), 10 ** (np.log10(high) + 0.2))
     ax.yaxis.set_major_locator(LogLocator(base=10, numticks=20))
     ax.yaxis.set_minor_locator(NullLocator())

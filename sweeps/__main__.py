@@ -22,7 +22,7 @@ STUDIES = {  # modules that hold FULL and QUICK
     "atlas": "sweeps.atlas",
     "fidelity": "sweeps.fidelity",
     "claims": "sweeps.claims.study",
-    "theory": "sweeps.theory",
+    "theory": "sweeps.theory.study",
     "speed": "sweeps.speed.study",
 }
 ROOT = Path(__file__).resolve().parent.parent

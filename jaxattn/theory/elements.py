@@ -69,6 +69,8 @@ def elements(recipe: Recipe, moments: Moments, context: int, rows: int) -> Eleme
     width = p * gap * sd / math.sqrt(12)
     d, square = _rounding(p / whole, width / whole, recipe.probs)
     d, square = d * whole / l, square * (whole / l) ** 2
+    if recipe.normalise != "before":
+        d = np.where(_records(z.shape[1], rows), 0.0, d)
     bias = np.sum(n * d, axis=1, keepdims=True)
     sums_probs = recipe.summand == recipe.probs
     loose = n * ((d - bias * w) ** 2 + square * (apart if sums_probs else 1.0))
@@ -109,6 +111,16 @@ def _scores(moments: Moments, context: int, rows: int) -> tuple[Float64, Float64
     log = log + np.log(max(context - top, 1e-300))
     gap = np.concatenate([0 * peaks, 0 * z + length / NODES], 1)
     return np.concatenate([peaks * moments.tail, z], 1), np.concatenate([0 * peaks, log], 1), gap
+
+
+def _records(count: int, rows: int) -> NDArray[np.bool_]:
+    """Whether a key was its row's largest so far, so that its p was 1 and needed no rounding: the
+    j-th largest is so once in j rows."""
+    rng = np.random.default_rng(SEED + 1)
+    record = np.zeros((rows, count), bool)
+    top = min(TOP, count - NODES)
+    record[:, :top] = rng.random((rows, top)) < 1 / np.arange(1, top + 1)
+    return record
 
 
 def _rounding(x: Float64, width: Float64, format: Format) -> tuple[Float64, Float64]:

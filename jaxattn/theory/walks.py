@@ -20,7 +20,8 @@ from jaxattn.theory.roundings import error_moments, overflow, rounded, ulp
 Float64 = NDArray[np.float64]
 
 FINE = 128
-NODES = 8  # quantiles of what a block adds
+_EDGES = (0, 8, 16, 24, 32, 40, 48, 56, 60, 62, 63, 64)
+SHARES = np.diff(_EDGES) / 64  # quantiles of what a block adds
 NORMAL = 0.12  # sd of what blocks add, in units of its mean, below which it is normal
 SEED = 20261125
 
@@ -38,7 +39,7 @@ class Step(NamedTuple):
 
 
 class Path(NamedTuple):
-    """sums: [NODES, rows], quantiles of what a block adds, in units of a score at the row's mean;
+    """sums: [n, rows], quantiles of what a block adds, in units of a score at the row's mean;
     whole: steps of whole blocks; at: context -> (how many of them, the partial block or None)"""
 
     rows: int
@@ -174,12 +175,16 @@ def walk(
         return mean * state.weight + z * np.sqrt(state.noise)
 
     def lost(l: Float64, x: Float64, sd: Float64, q: Float64) -> Float64:
-        """The weight x ~ N(x, sd^2) that l loses, in units of l, for not moving by q."""
+        """The weight that l loses, in units of l, to blocks that do not move it by q: these are
+        log-normal, of mean x."""
         nearest = format.rounding == NEAREST_EVEN
-        inside = (q / 2 if nearest else q) - x
-        z = np.divide(inside, sd, out=np.zeros_like(inside), where=sd > 0)
-        unmoved = np.where(sd > 0, ndtr(z), inside >= 0 if nearest else inside > 0)
-        return unmoved * x / np.maximum(l, x)
+        edge = q / 2 if nearest else q
+        x = np.maximum(x, 1e-300)
+        tilt = np.log1p((sd / x) ** 2)
+        below = np.log(edge / x) - tilt / 2
+        z = np.divide(below, np.sqrt(tilt), out=np.zeros_like(below), where=tilt > 0)
+        part = np.where(tilt > 0, ndtr(z), x <= edge if nearest else x < edge)
+        return part * x / np.maximum(l, x)
 
     def advance(s: _State, step: Step) -> _State:
         a, c = step.a[:, None], step.c[:, None]
@@ -213,7 +218,7 @@ def walk(
             error + step.blocks * (sign * bias + np.copysign(own[0], x)),
             variance + step.blocks * square,
             a**4 * s.fourth - step.blocks * 1.2 * square**2,  # of even distributions
-            s.lost + (0.0 if sd else step.blocks * lost(np.abs(before + error), x, width, q)),
+            s.lost + (0.0 if sd else step.blocks * s.finite * lost(before + error, x, width, q)),
             s.finite,
         )
         furthest = np.abs(mean * after.weight + after.mean) + reach * np.sqrt(after.noise)
@@ -235,15 +240,16 @@ def walk(
 
 
 def _sums(sd: Float64, block: int) -> Float64:
-    """Quantiles of the sum over a block of exp(sd·z), z normal: [NODES, rows]."""
+    """Means, over each of SHARES, of a block's sum of exp(sd·z), z normal: [n, rows]."""
     rng = np.random.default_rng(SEED + 1)
     levels = np.linspace(sd.min(), sd.max(), 1 if np.ptp(sd) == 0 else 5)
-    draws = max(NODES, min(NODES * 64, 2**19 // block // NODES * NODES))
+    draws = 64 * min(64, max(1, 2**19 // block // 64))
     z = rng.standard_normal((draws, block))
     logs = []
     for level in levels:
         total = np.sort(np.sum(np.exp(level * z), axis=1))
-        logs.append(np.log(total.reshape(NODES, -1).mean(axis=1)))
+        parts = np.split(total, [edge * draws // 64 for edge in _EDGES[1:-1]])
+        logs.append(np.log([part.mean() for part in parts]))
     return np.exp(np.stack([np.interp(sd, levels, x) for x in np.transpose(logs)]))
 
 
@@ -260,20 +266,21 @@ def _blocks(
     width = np.sqrt((mean * sd) ** 2 + gain)
     bias, square = error_moments(x, width, q, format)
     r = step.unit * path.sums
-    core = (r[-NODES // 4] - r[NODES // 4])[:, None] / 1.35  # the sd, if it were normal
+    core = (r[6] - r[2])[:, None] / 1.35  # the sd, if it were normal
     rough = ((sd >= NORMAL * c) & (np.abs(mean) * core < 0.6 * q)).any(axis=1)
     if not rough.any():
         return bias, square
-    r, c, core, q, gain = r[:, rough], c[rough], core[rough], q[rough], gain[rough]
-    r[-1] = np.maximum(NODES * c[:, 0] - r[:-1].sum(axis=0), r[-2])
+    share = SHARES[:, None, None]
+    r, c, core, q, gain = r[:, rough, None], c[rough], core[rough], q[rough], gain[rough]
+    rest = (c - np.sum((share * r)[:-1], axis=0)) / SHARES[-1]
+    r[-1] = np.maximum(rest, r[-2])
     near = 0.6 * np.gradient(r, axis=0)
-    r, near = r[..., None], near[..., None]
-    gains = gain * r**2 / np.mean(r**2, axis=0)
+    gains = gain * r**2 / np.sum(share * r**2, axis=0)
     width = np.sqrt((mean[rough] * near) ** 2 + gains)
     own, other = error_moments(x[rough] + mean[rough] * (r - c), width, q, format)
-    whole = own.mean(axis=0)
-    scattered = np.mean(other + own**2, axis=0) - whole**2
-    smooth = np.sqrt((mean[rough] * core) ** 2 + gains[NODES // 2]) > 0.6 * q
+    whole = np.sum(share * own, axis=0)
+    scattered = np.sum(share * (other + own**2), axis=0) - whole**2
+    smooth = np.sqrt((mean[rough] * core) ** 2 + gains[4]) > 0.6 * q
     bias[rough] = np.where(smooth, bias[rough], whole)
     square[rough] = np.where(smooth, square[rough], scattered)
     return bias, square
