@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from jaxattn import captures as captures
     from jaxattn import inputs as inputs
     from jaxattn import kernels as kernels
+    from jaxattn import theory as theory
     from jaxattn.attention import dot_product_attention as dot_product_attention
     from jaxattn.curves import Curves as Curves
     from jaxattn.curves import error_curves as error_curves
@@ -30,6 +31,7 @@ _HOMES = {
     "captures": "captures",
     "inputs": "inputs",
     "kernels": "kernels",
+    "theory": "theory",
     "dot_product_attention": "attention",
     "Curves": "curves",
     "error_curves": "curves",

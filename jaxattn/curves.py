@@ -252,14 +252,14 @@ def _contexts(contexts: Sequence[int] | None, length: int) -> list[int]:
         raise ValueError(
             f"contexts must be a sequence of at least one number, got {contexts!r:.60}"
         )
-    return sorted({_whole("contexts", n, length) for n in contexts})
+    return sorted({_whole("contexts", n, length, " (the keys there are)") for n in contexts})
 
 
-def _whole(name: str, value: Any, most: int) -> int:
+def _whole(name: str, value: Any, most: int, why: str = "") -> int:
     """Numbers that a float holds are whole as well; a bool is none."""
     number = not isinstance(value, bool | np.bool_) and isinstance(value, int | float | np.number)
     if not number or not 1 <= value <= most or int(value) != value:
-        raise ValueError(f"{name} must be whole numbers from 1 to {most}, got {value!r}")
+        raise ValueError(f"{name} must be whole numbers from 1 to {most}{why}, got {value!r}")
     return int(value)
 
 

@@ -29,16 +29,17 @@ def draw(root: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    from plots import ablation, atlas, fidelity, figures, speed
+    from plots import ablation, atlas, fidelity, figures, speed, theory
     from plots.rows import manifest_of
 
     study = manifest_of(root)["study"]
     if study == "claims":
         raise ValueError(f"{root}: the study 'claims' is a table; it has no figures")
-    modules = {"ablation": ablation, "atlas": atlas, "fidelity": fidelity, "speed": speed}
-    drawn = modules.get(study, figures).read_and_draw
+    own = (ablation, atlas, fidelity, speed, theory)
+    drawn = {module.__name__.removeprefix("plots."): module for module in own}
+    read_and_draw = drawn.get(study, figures).read_and_draw
     with plt.style.context(figures.STYLE):
-        for name, figure in drawn(root):
+        for name, figure in read_and_draw(root):
             for path in figures.save(figure, root / "_figures", name):
                 print(path, flush=True)
 

@@ -23,6 +23,7 @@ STUDIES = {  # modules that hold FULL and QUICK
     "fidelity": "sweeps.fidelity",
     "ablation": "sweeps.ablation.study",
     "claims": "sweeps.claims.study",
+    "theory": "sweeps.theory.study",
     "speed": "sweeps.speed.study",
 }
 ROOT = Path(__file__).resolve().parent.parent
@@ -52,7 +53,8 @@ def run(
         Path | None, typer.Option(help="where rows go [default: results/STUDY[-quick][-INPUTS]]")
     ] = None,
     only: Annotated[
-        str | None, typer.Option(help="of fidelity, claims and speed: these items A,B alone")
+        str | None,
+        typer.Option(help="of fidelity, claims, theory and speed: these items A,B alone"),
     ] = None,
     inputs: Annotated[
         str | None, typer.Option(help="a .npz or .safetensors capture, `minilm`, or regimes A,B")

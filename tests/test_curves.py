@@ -393,7 +393,7 @@ def refused(error, said, *recipes, **arguments):
     ("error", "said", "arguments"),
     [
         refused(ValueError, "unknown recipe 'flaot32'; did you mean .*'float32'", "flaot32"),
-        refused(ValueError, "contexts must be whole numbers from 1 to the 30 keys", contexts=[31]),
+        refused(ValueError, "contexts must be whole numbers from 1 to 30 .the keys", contexts=[31]),
         refused(ValueError, "contexts must be whole numbers from 1", contexts=[0]),
         refused(ValueError, "contexts must be whole numbers from 1", contexts=[-4, 3]),
         refused(ValueError, "contexts must be whole numbers from 1", contexts=[2.5]),

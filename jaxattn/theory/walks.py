@@ -1,0 +1,286 @@
+"""The walk of l, and of o, from block to block: mean and variance of its error.
+
+A row's maximum is drawn, block by block, as the extremal process that it is; all else is in closed
+form: what a block adds is normal, and `error_moments` says what rounding makes of it. Blocks are
+taken singly at first, then in steps of 1/128 of those before.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtr
+
+from jaxattn.formats import FLOAT32, NEAREST_EVEN, Format, holds
+from jaxattn.recipe import Recipe
+from jaxattn.theory.elements import unit_of
+from jaxattn.theory.moments import EVERY, Moments, largest_score, weights
+from jaxattn.theory.roundings import error_moments, overflow, rounded, ulp
+
+Float64 = NDArray[np.float64]
+
+FINE = 128
+_EDGES = (0, 8, 16, 24, 32, 40, 48, 56, 60, 62, 63, 64)
+SHARES = np.diff(_EDGES) / 64  # quantiles of what a block adds
+NORMAL = 0.12  # sd of what blocks add, in units of its mean, below which it is normal
+SEED = 20261125
+
+
+class Step(NamedTuple):
+    """`blocks` blocks after a rescale factor a; each adds c, with the variance of c and the sum
+    of p^2, and a score at the row's mean weighs `unit`. All but their number are [rows]."""
+
+    blocks: int
+    a: Float64
+    c: Float64
+    square: Float64
+    variance: Float64
+    unit: Float64
+
+
+class Path(NamedTuple):
+    """sums: [n, rows], quantiles of what a block adds, in units of a score at the row's mean;
+    whole: steps of whole blocks; at: context -> (how many of them, the partial block or None)"""
+
+    rows: int
+    sums: Float64
+    whole: list[Step]
+    at: dict[int, tuple[int, Step | None]]
+
+    def some(self, rows: int) -> "Path":
+        """The first rows alone."""
+
+        def cut(step: Step) -> Step:
+            return Step(step.blocks, *(x[:rows] for x in step[1:]))
+
+        at = {n: (k, last and cut(last)) for n, (k, last) in self.at.items()}
+        return Path(rows, self.sums[:, :rows], [cut(step) for step in self.whole], at)
+
+
+class Walk(NamedTuple):
+    """At each context, float64 [contexts, rows, nodes]: the true sum; its error's mean, variance
+    and fourth cumulant, in its units; the weight lost to updates that moved nothing, in units of
+    l; and whether it is finite."""
+
+    true: Float64
+    mean: Float64
+    variance: Float64
+    fourth: Float64
+    lost: Float64
+    finite: NDArray[np.bool_]
+
+
+def path(recipe: Recipe, moments: Moments, block: int, contexts: list[int], rows: int) -> Path:
+    """Rows of `moments` in turn, each with a maximum of its own."""
+    rng = np.random.default_rng(SEED)
+    pick = np.arange(rows) % len(moments.mean)
+    own = moments._replace(
+        mean=moments.mean[pick],
+        sd=moments.sd[pick],
+        peaks=moments.peaks[pick],
+        lift=moments.lift[pick],
+    )
+    stops = [n // block for n in contexts]
+    # Equal blocks are few kinds of rows, and what rounding does to each of them is certain.
+    ends = sorted({*_grid(max(stops), FINE if own.sd.any() else max(stops)), *stops} - {0})
+    nats = unit_of(recipe)
+
+    def step(
+        count: int, start: int, end: int, peak: Float64, m: Float64
+    ) -> tuple[Step, Float64, Float64]:
+        keys = end - start
+        z = largest_score(own, keys, rng.random(rows))
+        if (seen := -(-end // EVERY)) <= own.peaks.shape[1]:
+            last = own.peaks[:, seen - 1]  # what was seen, as far as it goes
+            z = last if end % EVERY == 0 else np.minimum(z, last)
+        new = (z > peak) & (own.sd > 0)
+        peak = np.maximum(z, peak)
+        height = own.mean + own.sd * peak + recipe.max_offset * nats
+        moves = height > m + recipe.lazy_threshold * nats
+        m_next = np.where(moves, height, m)
+        a = np.where(np.isfinite(m), np.exp(np.minimum(m - m_next, 0)), 0.0)
+        top = np.where(new, np.exp(own.mean + own.sd * peak - m_next), 0.0)
+        one, two = (weights(own, m_next, peak, power) for power in (1, 2))
+        c = ((keys - new) * one + top) / count
+        square = ((keys - new) * two + top**2) / count
+        variance = keys / count * np.maximum(two - one**2, 0)
+        unit = np.exp(own.mean + own.lift - m_next)
+        return Step(count, a, c, square, variance, unit), peak, m_next
+
+    start = recipe.initial_max * nats
+    peak, m = np.full(rows, -np.inf), np.full(rows, start if start > -1e4 else -np.inf)
+    done = 0
+    whole: list[Step] = []
+    at: dict[int, tuple[int, Step | None]] = {}
+
+    def stop_at() -> None:
+        for n in contexts:
+            if n // block == done:
+                rest = n % block
+                partial = step(1, n - rest, n, peak, m)[0] if rest else None
+                at[n] = (len(whole), partial)
+
+    stop_at()
+    for end in ends:
+        taken, peak, m = step(end - done, done * block, end * block, peak, m)
+        whole.append(taken)
+        done = end
+        stop_at()
+    return Path(rows, _sums(own.sd, block), whole, at)
+
+
+def _grid(blocks: int, fine: int) -> list[int]:
+    ends, end = [], 0
+    while end < blocks:
+        end = min(end + max(1, end // fine), blocks)
+        ends.append(end)
+    return ends
+
+
+class _State(NamedTuple):
+    weight: Float64  # of the keys so far, in units of the running maximum
+    noise: Float64  # variance of the true sum around mean·weight
+    mean: Float64
+    variance: Float64
+    fourth: Float64
+    lost: Float64
+    finite: NDArray[np.bool_]
+
+
+def walk(
+    path: Path,
+    contexts: list[int],
+    format: Format,
+    carried: Format,
+    *,
+    summand: Format = FLOAT32,
+    mean: float = 1.0,
+    sd: float = 0.0,
+    nodes: Float64 | None = None,
+    reach: float = 0.0,
+) -> Walk:
+    """The sum over blocks of weights times values of the given mean and sd, kept in `format`.
+
+    carried: of the rescaled sum; summand: of what a block adds; nodes: how many of its own sd the
+    true sum lies off its mean; reach: as far off lies the largest of all sums, which overflows.
+    """
+    z = np.zeros(1) if nodes is None else nodes
+    fine = holds(summand, FLOAT32)
+    wide = fine and holds(format, FLOAT32) and holds(carried, FLOAT32)
+    shape = (path.rows, len(z))
+    zero = np.zeros(shape)
+    limit = overflow(format)
+
+    def true(state: _State) -> Float64:
+        return mean * state.weight + z * np.sqrt(state.noise)
+
+    def lost(l: Float64, x: Float64, sd: Float64, q: Float64) -> Float64:
+        """The weight that l loses, in units of l, to blocks that do not move it by q: these are
+        log-normal, of mean x."""
+        nearest = format.rounding == NEAREST_EVEN
+        edge = q / 2 if nearest else q
+        x = np.maximum(x, 1e-300)
+        tilt = np.log1p((sd / x) ** 2)
+        below = np.log(edge / x) - tilt / 2
+        z = np.divide(below, np.sqrt(tilt), out=np.zeros_like(below), where=tilt > 0)
+        part = np.where(tilt > 0, ndtr(z), x <= edge if nearest else x < edge)
+        return part * x / np.maximum(l, x)
+
+    def advance(s: _State, step: Step) -> _State:
+        a, c = step.a[:, None], step.c[:, None]
+        weight, noise = a * s.weight, a**2 * s.noise
+        gain = sd**2 * step.square[:, None]
+        if wide:
+            return s._replace(weight=weight + step.blocks * c, noise=noise + step.blocks * gain)
+        error, variance = a * s.mean, a**2 * s.variance
+        before = mean * weight + z * np.sqrt(noise)
+        variance = variance + np.where(a < 1, ulp(before, carried) ** 2 / 12, 0) * (before != 0)
+        x, width = mean * c, np.sqrt(mean**2 * step.variance[:, None] + gain)
+        grid = ulp(x, summand)
+        own = (0.0, 0.0) if fine else error_moments(np.abs(x), width, grid, summand)
+        x = x + np.copysign(own[0], x)
+        half = (step.blocks + 1) / 2
+        seen = mean * weight + half * x + z * np.sqrt(noise + half * gain) + error
+        q = ulp(np.nextafter(seen, 0), format)  # a power of two is reached in the binade below it
+        sign = np.where(seen < 0, -1.0, 1.0)
+        bias, square = _blocks(sign * mean, sign * x, path, step, gain, q, format)
+        # A summand of few bits meets ties, to even; toward zero it has less to lose.
+        grain = np.where(width >= 0.5 * grid, grid, 0.0)
+        nearest = format.rounding == NEAREST_EVEN
+        square = np.where(q > grid, square + (2 if nearest else -1) * grain**2 / 12, 0.0) + own[1]
+        bias = np.where(q > grid, bias if nearest else bias + grain / 2, 0.0)
+        if step.blocks == 1:
+            sure = rounded(before + error + x, format) - (before + error + x)
+            bias = np.where(width > 0, bias, np.where(np.isfinite(sure), sign * sure, 0.0))
+        after = _State(
+            weight + step.blocks * c,
+            noise + step.blocks * gain,
+            error + step.blocks * (sign * bias + np.copysign(own[0], x)),
+            variance + step.blocks * square,
+            a**4 * s.fourth - step.blocks * 1.2 * square**2,  # of even distributions
+            s.lost + (0.0 if sd else step.blocks * s.finite * lost(before + error, x, width, q)),
+            s.finite,
+        )
+        furthest = np.abs(mean * after.weight + after.mean) + reach * np.sqrt(after.noise)
+        return after._replace(finite=s.finite & (furthest < limit))
+
+    state = _State(zero, zero, zero, zero, zero, zero, np.ones(shape, bool))
+    after = [state]
+    for step in path.whole:
+        after.append(advance(after[-1], step))
+    found = []
+    for n in contexts:
+        count, partial = path.at[n]
+        found.append(after[count] if partial is None else advance(after[count], partial))
+    columns = (
+        np.stack([true(s) for s in found]),
+        *(np.stack(x) for x in zip(*(s[2:] for s in found), strict=True)),
+    )
+    return Walk(*columns)
+
+
+def _sums(sd: Float64, block: int) -> Float64:
+    """Means, over each of SHARES, of a block's sum of exp(sd·z), z normal: [n, rows]."""
+    rng = np.random.default_rng(SEED + 1)
+    levels = np.linspace(sd.min(), sd.max(), 1 if np.ptp(sd) == 0 else 5)
+    draws = 64 * min(64, max(1, 2**19 // block // 64))
+    z = rng.standard_normal((draws, block))
+    logs = []
+    for level in levels:
+        total = np.sort(np.sum(np.exp(level * z), axis=1))
+        parts = np.split(total, [edge * draws // 64 for edge in _EDGES[1:-1]])
+        logs.append(np.log([part.mean() for part in parts]))
+    return np.exp(np.stack([np.interp(sd, levels, x) for x in np.transpose(logs)]))
+
+
+def _blocks(
+    mean: Float64, x: Float64, path: Path, step: Step, gain: Float64, q: Float64, format: Format
+) -> tuple[Float64, Float64]:
+    """error_moments of what blocks add: x each, of the mean value `mean`, its variance at given
+    weights `gain`.
+
+    A few large weights among many small ones skew a block's sum: most blocks add less than the
+    mean. Quantiles of it stand for them then, the last taking what is left of the mean.
+    """
+    c, sd = step.c[:, None], np.sqrt(step.variance)[:, None]
+    width = np.sqrt((mean * sd) ** 2 + gain)
+    bias, square = error_moments(x, width, q, format)
+    r = step.unit * path.sums
+    core = (r[6] - r[2])[:, None] / 1.35  # the sd, if it were normal
+    rough = ((sd >= NORMAL * c) & (np.abs(mean) * core < 0.6 * q)).any(axis=1)
+    if not rough.any():
+        return bias, square
+    share = SHARES[:, None, None]
+    r, c, core, q, gain = r[:, rough, None], c[rough], core[rough], q[rough], gain[rough]
+    rest = (c - np.sum((share * r)[:-1], axis=0)) / SHARES[-1]
+    r[-1] = np.maximum(rest, r[-2])
+    near = 0.6 * np.gradient(r, axis=0)
+    gains = gain * r**2 / np.sum(share * r**2, axis=0)
+    width = np.sqrt((mean[rough] * near) ** 2 + gains)
+    own, other = error_moments(x[rough] + mean[rough] * (r - c), width, q, format)
+    whole = np.sum(share * own, axis=0)
+    scattered = np.sum(share * (other + own**2), axis=0) - whole**2
+    smooth = np.sqrt((mean[rough] * core) ** 2 + gains[4]) > 0.6 * q
+    bias[rough] = np.where(smooth, bias[rough], whole)
+    square[rough] = np.where(smooth, square[rough], scattered)
+    return bias, square

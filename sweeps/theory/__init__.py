@@ -1,0 +1,1 @@
+"""The study of predictions: jaxattn.theory beside jaxattn.error_curves."""
