@@ -68,7 +68,8 @@ def show_advice(
 ) -> None:
     """What a kernel has to change, at least, to hold a tolerance up to a context.
 
-    A minute or two; three with nothing compiled yet (JAX_COMPILATION_CACHE_DIR keeps programs).
+    Weighs over a thousand recipes: minutes, of which the compiler takes more than half
+    (JAX_COMPILATION_CACHE_DIR=FOLDER keeps what it makes for the next time).
     """
     from jaxattn import advice_text, recipe
     from jaxattn.advise import SEEDS, advise

@@ -6,7 +6,7 @@ from typing import Any
 
 from jaxattn.advise import SHORTEST, Advice
 from jaxattn.candidates import MATTERS, WORSE, Candidate, staircase
-from jaxattn.cost import TERMS
+from jaxattn.cost import TERMS, in_matrix_unit
 
 MOST_LINES = 24  # of the front
 
@@ -40,19 +40,20 @@ def _question(advice: Advice) -> list[str]:
 
 
 def _as_it_stands(advice: Advice) -> list[str]:
-    rows = [["kv_block", "safe up to", "fails at", "on"]]
+    """Up to where the kernel holds by KV block, and where it first fails on each input."""
+    rows = [["kv_block", "safe up to", *advice.inputs]]
     for candidate in advice.blocks:
         own = " (as it stands)" if candidate is advice.stands else ""
-        at, on = candidate.fails or (None, "")
-        rows.append(
-            [
-                f"{candidate.recipe.kv_block}{own}",
-                f"{candidate.safe:,}" if candidate.safe else "none",
-                "-" if at is None else f"{at:,}",
-                on,
-            ]
-        )
-    return ["safe context of the kernel, all else as it stands", *_table(rows)]
+        row = [f"{candidate.recipe.kv_block}{own}", _keys(candidate.safe, "none")]
+        for errors in candidate.errors:
+            passed = errors > advice.tolerance
+            first = advice.contexts[int(passed.argmax())] if passed.any() else 0
+            row.append(_keys(first, "-"))
+        rows.append(row)
+    return [
+        "safe context of the kernel, all else as it stands, and where it fails on each input",
+        *_table(rows),
+    ]
 
 
 def _recommended(advice: Advice) -> list[str]:
@@ -65,9 +66,9 @@ def _recommended(advice: Advice) -> list[str]:
             *_worse(best),
         ]
     lines = []
-    for title, candidate in advice.recommended:
+    for i, (title, candidate) in enumerate(advice.recommended, 1):
         lines += [
-            f"{title}:",
+            f"({i}) {title}:",
             f"  {_change(candidate)}",
             f"  {candidate.worst:.2e} at worst ({candidate.input} at {candidate.context:,} keys), "
             f"{advice.tolerance / candidate.worst:.3g} times below the tolerance; "
@@ -105,7 +106,7 @@ def _front(advice: Advice) -> list[str]:
             [
                 f"{step.price:.3f}",
                 f"{step.worst:.2e}",
-                f"{step.safe:,}" if step.safe else "none",
+                _keys(step.safe, "none"),
                 ", ".join(w.input for w in step.worse) or "-",
                 _change(step),
             ]
@@ -123,17 +124,26 @@ def _cost(advice: Advice) -> list[str]:
     some += [(f"({i})", c) for i, (_, c) in enumerate(advice.recommended, 1)]
     rows = [["term", "weight", *(title for title, _ in some), ""]]
     for name, meaning in TERMS.items():
-        terms = [f"{getattr(c.cost, name):.4g}" for _, c in some]
+        terms = [f"{getattr(c.cost, name):.6g}" for _, c in some]
         rows.append([name, f"{advice.weights[name]:.3g}", *terms, meaning])
     rows.append(["price", "", *(f"{c.price:.4g}" for _, c in some), "terms times weights, to sort"])
-    which = ", the recommended in the order above" if advice.recommended else ""
-    return [f"cost of a row, as it stands{which}", *_table(rows)]
+    lines = ["cost of a row", *_table(rows)]
+    if in_matrix_unit(advice.kernel):
+        lines.append(
+            "  o as it stands is the matrix unit's own; elsewhere vectors work on it, and p·v is "
+            "supposed to arrive in float32"
+        )
+    return lines
 
 
 def _change(candidate: Candidate) -> str:
     """What makes the recipe of the kernel, as --set takes it."""
     said = [f"{field}={value}" for field, value in candidate.change.items()]
     return " ".join(said) or "no change"
+
+
+def _keys(context: int, none: str) -> str:
+    return f"{context:,}" if context else none
 
 
 def _count(number: int, noun: str) -> str:

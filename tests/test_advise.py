@@ -192,33 +192,33 @@ def test_statistics_of_rows():
     assert advise.ROWS["p99"](np.arange(201.0)[None])[0] == 198
 
 
-def share(recipe, regimes, context, limit, seeds):
-    """Of draws (one seed, all regimes), those in which the recipe holds up to the context."""
+def share(recipes, regimes, context, limit, seeds):
+    """[recipe]: of draws (one seed of each regime), those in which it holds up to the context."""
     contexts = advise.default_contexts(context)
-    held = 0
+    held = np.zeros(len(recipes))
     for seed in seeds:
         draws = [advise.draw(name, context, seed) for name in regimes]
-        held += all(
-            (advise.measure([recipe], d, contexts, "nmse", "median") <= limit).all() for d in draws
-        )
+        errors = [advise.measure(recipes, draw, contexts, "nmse", "median") for draw in draws]
+        held += (np.concatenate(errors, axis=1) <= limit).all(axis=(1, 2))
     return held / len(seeds)
 
 
 def test_what_is_recommended_holds_on_fresh_seeds(few):
     limit, regimes = 1e-5, ("sink",)
     got = advise.advise(NARROW, 4096, f"nmse={limit}", regimes=regimes, sites=("running_sum",))
-    assert got.stands.worst > limit
-    for _, candidate in got.recommended:
-        assert share(candidate.recipe, regimes, 4096, limit, range(100, 105)) >= 0.8
-    assert share(NARROW, regimes, 4096, limit, range(100, 105)) <= 0.2
+    recipes = [candidate.recipe for _, candidate in got.recommended]
+    stands, *chosen = share([NARROW, *recipes], regimes, 4096, limit, range(100, 105))
+    assert chosen and min(chosen) >= 0.8 and stands <= 0.2
 
 
 @pytest.mark.slow
 def test_what_is_recommended_holds_on_a_hundred_fresh_seeds():
     limit, regimes = 1e-5, advise.DEFAULT_REGIMES
     got = advise.advise(NARROW, 8192, f"nmse={limit}")
-    for _, candidate in got.recommended:
-        assert share(candidate.recipe, regimes, 8192, limit, range(1000, 1100)) >= 0.95
+    recipes = [candidate.recipe for _, candidate in got.recommended]
+    assert len(recipes) >= 2
+    shares = share(recipes, regimes, 8192, limit, range(1000, 1100))
+    assert min(shares) >= 0.95, shares
 
 
 class TestCommandLine:
