@@ -102,6 +102,8 @@ def _changed(recipe: Recipe, changes: Sequence[dict[str, Any]]) -> list[Recipe]:
 
 
 def _distinct(recipes: Sequence[Recipe]) -> list[Recipe]:
-    return list(
-        {tuple(recipe.identity().items()): recipe for recipe in reversed(recipes)}.values()
-    )[::-1]
+    """The first of each arithmetic."""
+    found: dict[Any, Recipe] = {}
+    for recipe in recipes:
+        found.setdefault(tuple(recipe.identity().items()), recipe)
+    return list(found.values())

@@ -16,10 +16,15 @@ def identities(recipes):
     return [tuple(recipe.identity().items()) for recipe in recipes]
 
 
-def test_every_format_at_every_accumulator_and_the_kernel_first():
-    recipes = lattice.accumulators(NARROW)
-    assert recipes[0].identity() == NARROW.identity()
+@pytest.mark.parametrize("name", ["hexagon-hmx-fp16", "float32", "hexagon-hvx"])
+def test_every_format_at_every_accumulator_and_the_kernel_first(name):
+    kernel = kernels.get(name)
+    recipes = lattice.accumulators(kernel)
+    assert recipes[0] == kernel
     assert len(recipes) == len(set(identities(recipes))) == 4**5  # the kernel is one of them
+
+
+def test_a_kernel_outside_the_lattice_stands_before_it():
     outside = lattice.accumulators(HEXAGON.replace(running_sum="e5m9"), ("float16", "float32"))
     assert len(outside) == 2**5 + 1
 
