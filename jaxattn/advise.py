@@ -189,14 +189,13 @@ def advise(
     candidates = [weigh(*each) for each in zip(first, measured, strict=True)]
     blocks = lattice.by_block(kernel)
     further = [r for base in _bases(candidates) for r in lattice.mitigations(base.recipe)]
-    known = {_key(recipe) for recipe in first}
-    more = {key: r for r in (*blocks, *further) if (key := _key(r)) not in known}
+    known = set(first)
+    more = [r for r in dict.fromkeys([*blocks, *further]) if r not in known]
     if more:
-        measured = errors(list(more.values()), f"{len(more)} recipes of mitigations")
-        candidates += [weigh(*each) for each in zip(more.values(), measured, strict=True)]
+        measured = errors(more, f"{len(more)} recipes of mitigations")
+        candidates += [weigh(*each) for each in zip(more, measured, strict=True)]
 
-    by_key = {_key(candidate.recipe): candidate for candidate in candidates}
-    own = dict.fromkeys([_key(kernel), *map(_key, blocks)])
+    of = {candidate.recipe: candidate for candidate in candidates}
     return Advice(
         kernel=kernel,
         metric=metric,
@@ -208,15 +207,11 @@ def advise(
         weights=dict(weights),
         tried=len(candidates),
         stands=candidates[0],
-        blocks=tuple(by_key[key] for key in own),
+        blocks=tuple(of[recipe] for recipe in dict.fromkeys([kernel, *blocks])),
         front=tuple(front(candidates)),
         recommended=tuple(recommend(candidates, limit)),
         best=min(candidates, key=lambda c: (c.worst, c.price)),
     )
-
-
-def _key(recipe: Recipe) -> tuple[Any, ...]:
-    return tuple(recipe.identity().items())
 
 
 def _bases(candidates: Sequence[Candidate]) -> list[Candidate]:

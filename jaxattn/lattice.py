@@ -33,9 +33,8 @@ def accumulators(
             f"formats must be 1 to {MOST_FORMATS} different ones, got {', '.join(formats) or None}"
         )
     grid = itertools.product(known, repeat=len(sites))
-    return _distinct(
-        [kernel, *_changed(kernel, [dict(zip(sites, row, strict=True)) for row in grid])]
-    )
+    changed = _changed(kernel, [dict(zip(sites, row, strict=True)) for row in grid])
+    return list(dict.fromkeys([kernel, *changed]))
 
 
 def mitigations(recipe: Recipe) -> list[Recipe]:
@@ -99,11 +98,3 @@ def _changed(recipe: Recipe, changes: Sequence[dict[str, Any]]) -> list[Recipe]:
         except ValueError:  # such as a threshold that lets p outgrow its format
             continue
     return found
-
-
-def _distinct(recipes: Sequence[Recipe]) -> list[Recipe]:
-    """The first of each arithmetic."""
-    found: dict[Any, Recipe] = {}
-    for recipe in recipes:
-        found.setdefault(tuple(recipe.identity().items()), recipe)
-    return list(found.values())

@@ -13,6 +13,7 @@ from jaxattn.cost import WEIGHTS, Cost, dominates
 from jaxattn.recipe import Recipe
 
 NARROW = kernels.get("hexagon-hmx-fp16").replace(kv_block=64)
+NARROW_L = {"sites": ("running_sum",)}  # the same programs for all tests that weigh l alone
 NAMES, CONTEXTS = ("one", "other"), (256, 512, 1024)
 
 
@@ -132,9 +133,7 @@ def test_float32_l_alone_makes_biased_v_worse_and_that_is_said(few):
 
 
 def test_a_tolerance_that_nothing_meets(few):
-    got = advise.advise(
-        NARROW, 512, "nmse=1e-12", regimes=("gaussian",), sites=("running_sum",), seeds=1
-    )
+    got = advise.advise(NARROW, 512, "nmse=1e-12", regimes=("gaussian",), seeds=1, **NARROW_L)
     assert got.recommended == () and got.best.worst > 1e-12
     said = "\n".join(advice_text.text(got))
     assert f"none of {got.tried} recipes holds: the best reaches {got.best.worst:.2e}" in said
@@ -143,24 +142,24 @@ def test_a_tolerance_that_nothing_meets(few):
 
 def test_what_was_weighed_is_what_error_curves_says(few):
     """The statistic over the rows, worst over seeds, at every context; and as JSON."""
-    got = advise.advise(
-        "hexagon-hmx-fp16",
-        600,
-        "max_abs=2e-3",
-        regimes=("gaussian", "uniform01"),
-        sites=("running_sum",),
-        rows="max",
-    )
+    names = ("gaussian", "uniform01")
+    got = advise.advise(NARROW, 600, "nmse=1e-3", regimes=names, rows="max", **NARROW_L)
+    recipes = lattice.accumulators(NARROW, **NARROW_L)
     want = []
-    for name in got.inputs:
-        seeds = [inputs.regime(name, length=600, seed=s, **advise.SIZES) for s in (0, 1)]
+    for name in names:
+        draws = [inputs.regime(name, length=600, seed=s, **advise.SIZES) for s in (0, 1)]
         both = [
-            error_curves(*draw, None, ["hexagon-hmx-fp16"], contexts=got.contexts) for draw in seeds
+            error_curves(*draw, None, recipes, contexts=got.contexts, metrics=("nmse",))
+            for draw in draws
         ]
-        want.append([c.metrics["max_abs"][0].max(axis=(1, 2, 3)) for c in both])
-    np.testing.assert_allclose(got.stands.errors, np.max(want, axis=1), rtol=1e-6)
+        want.append(np.max([c.metrics["nmse"].max(axis=(2, 3, 4)) for c in both], axis=0))
+    by_recipe = {c.recipe: c.errors for c in (*got.front, got.stands)}
+    assert len(by_recipe) >= 2
+    for recipe, errors in by_recipe.items():
+        at = recipes.index(recipe)
+        np.testing.assert_array_equal(errors, [errors[at] for errors in want])
     read = json.loads(json.dumps(advice_text.values(got), allow_nan=False))
-    assert read["tried"] == got.tried and len(read["front"]) == len(got.front)
+    assert read["tried"] == got.tried == 4 and len(read["front"]) == len(got.front)
     assert read["as_it_stands"]["errors"]["gaussian"] == got.stands.errors[0].tolist()
 
 
@@ -174,16 +173,14 @@ def test_heads_of_a_capture_are_inputs(tmp_path):
     np.savez(tmp_path / "two.npz", query=query, key=key, value=value)
     (source,) = advise.sources_of(300, tmp_path / "two.npz", None, 2)
     assert source.labels == ("two head 0", "two head 1") and source.sizes == (16, 16)
-    recipes = [NARROW, NARROW.replace(scores="bfloat16")]
-    got = advise.measure(recipes, source, [256, 300], "nmse", "median")
-    assert got.shape == (2, 2, 2)
-    for head in range(2):
-        layout = [
-            x.transpose(1, 0, 2)[None] for x in (query[2 * head :][:2], key[[head]], value[[head]])
-        ]
-        alone = error_curves(*layout, recipes, contexts=[256, 300], metrics=("nmse",))
-        want = np.median(alone.metrics["nmse"], axis=(2, 3, 4))
-        np.testing.assert_allclose(got[:, head], want, rtol=1e-3)
+    got = advise.measure([NARROW], source, [256, 300], "nmse", "median")
+    assert got.shape == (1, 2, 2)
+    layout = [x.transpose(1, 0, 2)[None] for x in (query, key, value)]
+    rows = error_curves(*layout, [NARROW], contexts=[256, 300], metrics=("nmse",)).metrics["nmse"]
+    for head in range(2):  # of keys, two of queries each
+        want = np.median(rows[0, :, 0, :, 2 * head : 2 * head + 2], axis=(1, 2))
+        np.testing.assert_allclose(got[0, head], want, rtol=1e-6)
+    assert not np.allclose(got[0, 0], got[0, 1], rtol=0.1)
 
 
 def test_statistics_of_rows():
@@ -205,10 +202,11 @@ def share(recipes, regimes, context, limit, seeds):
 
 def test_what_is_recommended_holds_on_fresh_seeds(few):
     limit, regimes = 1e-5, ("sink",)
-    got = advise.advise(NARROW, 4096, f"nmse={limit}", regimes=regimes, sites=("running_sum",))
-    recipes = [candidate.recipe for _, candidate in got.recommended]
-    stands, *chosen = share([NARROW, *recipes], regimes, 4096, limit, range(100, 105))
-    assert chosen and min(chosen) >= 0.8 and stands <= 0.2
+    got = advise.advise(NARROW, 4096, f"nmse={limit}", regimes=regimes, **NARROW_L)
+    recipes = lattice.accumulators(NARROW, **NARROW_L)
+    shares = share(recipes, regimes, 4096, limit, range(100, 105))
+    chosen = [shares[recipes.index(candidate.recipe)] for _, candidate in got.recommended]
+    assert chosen and min(chosen) >= 0.8 and shares[0] <= 0.2
 
 
 @pytest.mark.slow

@@ -59,7 +59,6 @@ HALVES = Recipe(
     **dict.fromkeys(("row_sum", "rescale", "rescaled_sum", "running_sum", "output"), "float16"),
 )
 MEANS = {
-    "plain": {},
     "kahan": {"summation": "kahan"},
     "flushed": {"flush_every": 7},
     "flushed at the last block": {"flush_every": 128},
@@ -101,12 +100,14 @@ def test_flushing_after_every_block_is_a_float32_sum_of_halves(arrays):
     assert nmse[0] > 20 * nmse[1] and nmse[1] < 20 * nmse[2]
 
 
-@pytest.mark.parametrize("means", ["kahan", "flushed", "both"])
+@pytest.mark.parametrize(
+    "means", ["kahan", pytest.param("flushed", marks=pytest.mark.slow), "both"]
+)
 def test_a_member_equals_its_one_recipe_run(means):
     formats = ("float16", "bfloat16", "float32")
     base = Recipe(kv_block=16, rescaled_sum="float16", row_sum="float16", **MEANS[means])
     grid = [base.replace(running_sum=l, output=o) for l in formats for o in formats]
-    assert_alone_equals_together(grid, (0, 4, 8), 3)
+    assert_alone_equals_together(grid, (4,), 3)
 
 
 @pytest.mark.parametrize(

@@ -12,16 +12,12 @@ HEXAGON = kernels.get("hexagon-hmx-fp16")
 NARROW = HEXAGON.replace(kv_block=64)
 
 
-def identities(recipes):
-    return [tuple(recipe.identity().items()) for recipe in recipes]
-
-
 @pytest.mark.parametrize("name", ["hexagon-hmx-fp16", "float32", "hexagon-hvx"])
 def test_every_format_at_every_accumulator_and_the_kernel_first(name):
     kernel = kernels.get(name)
     recipes = lattice.accumulators(kernel)
     assert recipes[0] == kernel
-    assert len(recipes) == len(set(identities(recipes))) == 4**5  # the kernel is one of them
+    assert len(recipes) == len(set(recipes)) == 4**5  # the kernel is one of them
 
 
 def test_a_kernel_outside_the_lattice_stands_before_it():
@@ -38,7 +34,7 @@ def test_formats_are_few():
 
 def test_mitigations():
     recipes = lattice.mitigations(NARROW)
-    assert len(recipes) == len(set(identities(recipes))) == 3 * (1 + 1 + 1 + 2 + 3 + 3) - 1
+    assert len(recipes) == len(set(recipes)) == 3 * (1 + 1 + 1 + 2 + 3 + 3) - 1
     changes = [lattice.change(NARROW, recipe) for recipe in recipes]
     assert {"max_offset": "2.07944"} in changes and {"max_offset": "1.38629"} in changes
     assert {"summation": "kahan", "max_offset": "1.38629"} in changes
@@ -76,14 +72,13 @@ def test_offsets_are_in_the_units_of_the_scores(fields, offset):
 def test_a_change_makes_the_recipe_again(name):
     kernel = kernels.get(name)
     recipes = [
-        *lattice.accumulators(kernel, ("float16", "fp22")),
+        *lattice.accumulators(kernel, ("float16", "fp22"), ("running_sum", "output", "rescale")),
         *lattice.mitigations(kernel),
         *lattice.by_block(kernel),
     ]
     for recipe in recipes:
         settings = [f"{name}={value}" for name, value in lattice.change(kernel, recipe).items()]
-        again = kernel.replace(**parse_settings(settings))
-        assert again.identity() == recipe.identity(), settings
+        assert kernel.replace(**parse_settings(settings)) == recipe, settings
 
 
 def test_what_follows_a_change_is_not_said_twice():
