@@ -104,8 +104,8 @@ def sources_of(
                 f"context {context}: {capture.path} ends after {capture.length} keys; ask for "
                 f"{capture.length} or less, or capture a longer one"
             )
-        batch = [f"[{b}]" if capture.batch > 1 else "" for b in range(capture.batch)]
-        labels = tuple(f"{capture.label}{b} head {h}" for b in batch for h in range(capture.heads))
+        batch = [f"entry {b} " if capture.batch > 1 else "" for b in range(capture.batch)]
+        labels = tuple(f"{b}head {h}" for b in batch for h in range(capture.heads))
         arrays = (capture.query, capture.key[:, :context], capture.value[:, :context])
         return [Source(labels, arrays, 0, (capture.head_dim, capture.value_dim))]
     if seeds < 1:

@@ -57,7 +57,10 @@ def mitigations(recipe: Recipe) -> list[Recipe]:
                 {site: getattr(recipe, site)._replace(rounding=STOCHASTIC) for site in some}
             )
     if isinstance(own := recipe.kv_block, int):
-        means += [{"kv_block": block} for block in BLOCKS if block > own][:LARGER]
+        larger = [{"kv_block": block} for block in BLOCKS if block > own][:LARGER]
+        means += larger
+        if recipe.output_every is not None:  # o then gains the p·v of a block at once
+            means += [{"output_every": None} | fields for fields in larger[:1]]
     offsets = [{"max_offset": recipe.max_offset + _units(recipe, by)} for by in OFFSETS]
     return _changed(recipe, [mean | offset for mean in means for offset in ({}, *offsets)][1:])
 

@@ -172,7 +172,7 @@ def test_heads_of_a_capture_are_inputs(tmp_path):
     key[1] *= 4
     np.savez(tmp_path / "two.npz", query=query, key=key, value=value)
     (source,) = advise.sources_of(300, tmp_path / "two.npz", None, 2)
-    assert source.labels == ("two head 0", "two head 1") and source.sizes == (16, 16)
+    assert source.labels == ("head 0", "head 1") and source.sizes == (16, 16)
     got = advise.measure([NARROW], source, [256, 300], "nmse", "median")
     assert got.shape == (1, 2, 2)
     layout = [x.transpose(1, 0, 2)[None] for x in (query, key, value)]

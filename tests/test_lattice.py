@@ -43,6 +43,12 @@ def test_mitigations():
     assert all(recipe.running_max == NARROW.running_max for recipe in recipes)
 
 
+def test_o_that_is_rounded_within_a_block_may_gain_a_block_at_once():
+    decode = kernels.get("ggml-cpu-decode").replace(output_every=1)
+    changes = [lattice.change(decode, recipe) for recipe in lattice.mitigations(decode)]
+    assert {"output_every": "none", "kv_block": "64"} in changes
+
+
 def test_what_cannot_help_is_not_tried():
     wide = lattice.mitigations(Recipe(kv_block="hexagon-hmx-2026-06"))
     fields = {name for recipe in wide for name in lattice.change(Recipe(), recipe)}
