@@ -147,6 +147,57 @@ def _with_changed(recipes: list[Recipe], settings: list[str]) -> list[Recipe]:
     return both
 
 
+@app.command("advise")
+def show_advice(
+    kernel: Annotated[str, typer.Option(help="A recipe, of `jaxattn kernels`.")],
+    context: Annotated[int, typer.Option(help="Keys up to which the tolerance is to hold.")],
+    tolerance: Annotated[str, typer.Option(help="metric=number.")] = "nmse=5e-4",
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="field=value: changes the kernel first.")
+    ] = None,
+    inputs: Annotated[
+        str | None, typer.Option(help="A capture, .npz or .safetensors, instead of regimes.")
+    ] = None,
+    regime: Annotated[str | None, typer.Option(help="Regimes, as A,B.")] = None,
+    seeds: Annotated[int | None, typer.Option(help="Draws of each regime: 2.")] = None,
+    allow: Annotated[
+        str, typer.Option(help="Formats of the accumulators.")
+    ] = "float16,bfloat16,fp22,float32",
+    rows: Annotated[str, typer.Option(help="Error over rows: median, p99 or max.")] = "median",
+    weights: Annotated[
+        str | None, typer.Option(help="Of the cost, to sort by: term=number,term=number.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """What a kernel has to change, at least, to hold a tolerance up to a context.
+
+    Weighs over a thousand recipes: minutes, of which the compiler takes more than half
+    (JAX_COMPILATION_CACHE_DIR=FOLDER keeps what it makes for the next time).
+    """
+    from jaxattn import advice_text, recipe
+    from jaxattn.advise import SEEDS, advise
+    from jaxattn.cost import parse_weights
+
+    if seeds is not None and inputs is not None:
+        raise ValueError("--seeds has no meaning with a capture: its values are given")
+    advice = advise(
+        kernels.get(kernel).replace(**recipe.parse_settings(settings or [])),
+        context,
+        tolerance,
+        inputs=inputs,
+        regimes=None if regime is None else regime.split(","),
+        formats=allow.split(","),
+        seeds=SEEDS if seeds is None else seeds,
+        rows=rows,
+        weights=parse_weights(weights),
+        progress=lambda line: print(f"jaxattn: {line}", file=sys.stderr, flush=True),
+    )
+    if as_json:
+        print(json.dumps(advice_text.values(advice), indent=2))
+    else:
+        print("\n".join(advice_text.text(advice)))
+
+
 def main() -> None:
     """Exit 0 when the question was answered, 2 for bad input, with one line that says why."""
     try:

@@ -97,11 +97,13 @@ class Structure(NamedTuple):
     cap_at: str
     tanh: str
     sinks: str
+    summation: str
     normalise: str
     kv_order: str
     storage: str
     kv_block: int | str
     output_every: int | None
+    flush_every: int | None
     qk_chunk: int | None
     qk_promote: int | None
     qk_partials: int

@@ -17,16 +17,30 @@ from jaxattn.lanes import Lanes, Traced, number, rounder
 from jaxattn.scores import Queries, each_lane, scores
 
 
+class Flushed(NamedTuple):
+    """What l and o were flushed into, in storage precision: m (at the last flush), l and o as in
+    Carry; blocks: int32, those since then."""
+
+    m: jax.Array
+    l: jax.Array
+    o: jax.Array
+    blocks: jax.Array
+
+
 class Carry(NamedTuple):
     """m [lanes, R], l [lanes, R], o [lanes, R, D], and lost [lanes of l, R].
 
     lost is the weight that updates of l received and that changed nothing, in units of l then.
+    surplus [lanes of l, R] is what l is too large by, where its sum is compensated; flushed is
+    there where the recipe's `flush_every` is.
     """
 
     m: jax.Array
     l: jax.Array
     o: jax.Array
     lost: jax.Array
+    surplus: jax.Array | None = None
+    flushed: Flushed | None = None
 
 
 def init(lanes: Lanes, f: Traced, rows: int, value_dim: int, sinks: jax.Array | None) -> Carry:
@@ -43,7 +57,12 @@ def init(lanes: Lanes, f: Traced, rows: int, value_dim: int, sinks: jax.Array | 
         seed = seed * (jnp.asarray(LOG2E, dtype) if lanes.base_2 else 1)
         m = rounder(lanes, f)("m", "running_max", jnp.broadcast_to(seed, shape))
     o = jnp.zeros((lanes.count("o"), rows, value_dim), dtype)
-    return Carry(m, l, o, jnp.zeros_like(l))
+    lost = jnp.zeros_like(l)
+    surplus = jnp.zeros_like(l) if lanes.structure.summation == "kahan" else None
+    if lanes.structure.flush_every is None:
+        return Carry(m, l, o, lost, surplus)
+    flushed = Flushed(m, jnp.zeros_like(l), jnp.zeros_like(o), jnp.zeros((), jnp.int32))
+    return Carry(m, l, o, lost, surplus, flushed)
 
 
 def step(
@@ -86,8 +105,7 @@ def step(
 
     parts = _parts(lanes, f, p, round("v", "value", value[None]))
     live = jnp.any(valid, axis=-1)
-    l, o, lost = _accumulate(lanes, f, carry, a, b, r, parts, live, random)
-    return Carry(m[..., -1], l, o, lost)
+    return _accumulate(lanes, f, carry, m, a, b, r, parts, live, random)
 
 
 def _probs(lanes: Lanes, round: Any, e: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -154,25 +172,30 @@ def _accumulate(
     lanes: Lanes,
     f: Traced,
     carry: Carry,
+    m: jax.Array,
     a: jax.Array,
     b: jax.Array,
     r: jax.Array,
     parts: tuple[jax.Array, ...],
     live: jax.Array,
     random: jax.Array | None,
-) -> tuple[jax.Array, ...]:
-    """l, o and lost after the tile's blocks: a, b, r [lanes, R, n] and `_parts`.
+) -> Carry:
+    """The carry after the tile's blocks: m, a, b, r [lanes, R, n] and `_parts`.
 
-    A dead block leaves all of them alone.
+    A dead block leaves all of it alone.
     """
-    take = lanes.take
+    take, every = lanes.take, lanes.structure.flush_every
     a, b, r = take("l", "a", a), take("o", "b", b), take("l", "r", r)
     keys = None if random is None else jax.random.split(random, parts[0].shape[:2])
 
-    def block(carry: Any, x: Any) -> tuple[Any, jax.Array]:
-        (l, o), (a, b, r, parts, live, keys) = carry, x
+    def block(state: Any, x: Any) -> tuple[Any, Any]:
+        (l, o, surplus, flushed), (m, a, b, r, parts, live, keys) = state, x
         round = rounder(lanes, f, None if keys is None else keys[0])
-        l_next = next_sum(round, l, a, r)
+        surplus_next: jax.Array | None = None
+        if surplus is None:
+            l_next = next_sum(round, l, a, r)
+        else:
+            l_next, surplus_next = compensated_sum(round, l, surplus, a, r)
         y = None
         if lanes.structure.normalise == "blocks":
             before, after = take("o", "l", l), take("o", "l", l_next)
@@ -193,17 +216,45 @@ def _accumulate(
             o_next = add(o_next, jax.tree.map(lambda x: x[0], (parts, keys)))[0]
         else:
             o_next = jax.lax.scan(add, o_next, (parts, keys))[0]
-        l, o = jnp.where(live, l_next, l), jnp.where(live, o_next, o)
-        return (l, o), l
+        before, state = l, (l, o, surplus, flushed)
+        moved = (l_next, o_next, surplus_next, flushed)
+        l, o, surplus, flushed = jax.tree.map(lambda x, y: jnp.where(live, x, y), moved, state)
+        if flushed is None:
+            return (l, o, surplus, None), (l,)
+        whole = _settled(lanes, Carry(m, l, o, l, surplus, flushed))
+        since = flushed.blocks + live.astype(jnp.int32)
+        wide = Flushed(m, whole.l, whole.o, jnp.zeros_like(since))
+        fresh = (*jax.tree.map(jnp.zeros_like, (l, o, surplus)), wide)
+        kept = (l, o, surplus, flushed._replace(blocks=since))
+        state = jax.tree.map(lambda x, y: jnp.where(since == every, x, y), fresh, kept)
+        return state, (l, before, whole.l)
 
-    blocks = (*(jnp.moveaxis(x, -1, 0) for x in (a, b, r)), parts, live, keys)
-    (l, o), after = jax.lax.scan(block, (carry.l, carry.o), blocks)
-    return l, o, carry.lost + _lost(lanes, f, carry.l, a, r, after, live, random)
+    scalars = (None if every is None else m, a, b, r)
+    blocks = (*jax.tree.map(lambda x: jnp.moveaxis(x, -1, 0), scalars), parts, live, keys)
+    start = (carry.l, carry.o, carry.surplus, carry.flushed)
+    after, sums = jax.lax.scan(block, start, blocks)
+    l_last, o_last, surplus_last, flushed_last = after
+    lost = carry.lost
+    if carry.surplus is None:  # which keeps what l does not
+        lost = lost + _lost(lanes, f, carry.l, a, r, sums, live, random)
+    return Carry(m[..., -1], l_last, o_last, lost, surplus_last, flushed_last)
 
 
 def next_sum(round: Any, l: jax.Array, a: jax.Array, r: jax.Array) -> jax.Array:
     """l after a block of row sum r and rescale factor a, all [lanes, R]."""
     return round("l", "running_sum", round("l", "rescaled_sum", a * l) + r)
+
+
+def compensated_sum(
+    round: Any, l: jax.Array, surplus: jax.Array, a: jax.Array, r: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """next_sum and what it is too large by, with Kahan's three further additions."""
+    l = round("l", "rescaled_sum", a * l)
+    surplus = round("l", "rescaled_sum", a * surplus)
+    added = round("l", "running_sum", r - surplus)
+    total = round("l", "running_sum", l + added)
+    moved = round("l", "running_sum", total - l)
+    return total, round("l", "running_sum", moved - added)
 
 
 def _lost(
@@ -212,16 +263,16 @@ def _lost(
     l: jax.Array,
     a: jax.Array,
     r: jax.Array,
-    after: jax.Array,
+    sums: tuple[jax.Array, ...],
     live: jax.Array,
     random: jax.Array | None,
 ) -> jax.Array:
-    """The weight that a tile's blocks lose for moving nothing: l before them, `after` [n, lanes, R]
-    after each."""
-    after = jax.lax.stop_gradient(jnp.moveaxis(after, 0, -1))
-    before = jnp.concatenate([l[..., None], after[..., :-1]], axis=-1)
+    """The weight that a tile's blocks lose for moving nothing: l before them, sums [n, lanes, R] of
+    l after each; and, where l is flushed, of l before each, and with what was flushed."""
+    after, *others = jax.lax.stop_gradient([jnp.moveaxis(x, 0, -1) for x in sums])
+    before, whole = others or (jnp.concatenate([l[..., None], after[..., :-1]], axis=-1), after)
     unmoved = (after == rounder(lanes, f, random)("l", "rescaled_sum", a * before)) & (r > 0)
-    share = jnp.where(unmoved & live[None, None], r / jnp.maximum(after, r), jnp.zeros_like(r))
+    share = jnp.where(unmoved & live[None, None], r / jnp.maximum(whole, r), jnp.zeros_like(r))
     return jax.lax.stop_gradient(contraction.total(share))
 
 
@@ -239,6 +290,7 @@ def _products(lanes: Lanes, f: Traced, p: jax.Array, v: jax.Array) -> jax.Array:
 
 def merge(lanes: Lanes, f: Traced, one: Carry, other: Carry) -> Carry:
     """Two carries over different keys as one, in storage precision (split-KV)."""
+    one, other = _settled(lanes, one), _settled(lanes, other)
     m = jnp.maximum(one.m, other.m)
     exp = jnp.exp2 if lanes.base_2 else jnp.exp
     a, b = exp(one.m - _finite(m)), exp(other.m - _finite(m))
@@ -262,6 +314,15 @@ def merge(lanes: Lanes, f: Traced, one: Carry, other: Carry) -> Carry:
     o = both("o", one.o * oa[..., None], other.o * ob[..., None])
     l = both("l", one.l * la, other.l * lb)
     return Carry(m, l, o, jnp.maximum(one.lost, other.lost))
+
+
+def _settled(lanes: Lanes, carry: Carry) -> Carry:
+    """The carry with its surplus taken from l, and with what was flushed in l and o."""
+    l = carry.l if carry.surplus is None else carry.l - carry.surplus
+    inner = Carry(carry.m, l, carry.o, carry.lost)
+    if carry.flushed is None:
+        return inner
+    return merge(lanes, Carry(*carry.flushed[:3], carry.lost), inner)
 
 
 def _meet_sink(
@@ -295,6 +356,7 @@ def finish(
     sinks [R] or None; random: a PRNG key, where sinks meet a site that rounds stochastically;
     some: int [n], the lanes of y to finish, all of them by default.
     """
+    carry = _settled(lanes, carry)
     if some is not None:
         f = {**f, "y": jax.tree.map(lambda x: x[some], f["y"])}
     round, take = rounder(lanes, f, random), functools.partial(lanes.take, "y", some=some)

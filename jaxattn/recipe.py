@@ -97,6 +97,11 @@ CHOICES: dict[str, dict[str, str]] = {
         "end": "a sink is one more key with value 0, after the last, in the formats of the others",
         "after": "likewise, but in storage precision, once o is handed over (`final_output`)",
     },
+    "summation": {
+        "plain": "l = a·l + r",
+        "kahan": "likewise with a correction term in l's format, rescaled beside it and given back"
+        " at the end (Kahan 1965, doi 10.1145/363707.363723)",
+    },
     "normalise": {
         "multiply": "o·round(1/l)",
         "divide": "o/l",
@@ -112,6 +117,7 @@ CHOICES: dict[str, dict[str, str]] = {
 
 INTEGERS = {
     "output_every": "keys between two roundings of o",
+    "flush_every": "blocks after which l and o go into float32 sums and start anew",
     "qk_chunk": "products that q·k's accumulator adds exactly before it rounds",
     "qk_promote": "products after which q·k's accumulator goes into a float32 sum and starts anew",
     "qk_partials": "interleaved accumulators inside q·k",
@@ -123,7 +129,10 @@ INTEGERS = {
 }
 
 
-_OPTIONAL = ("output_every", "qk_chunk", "qk_promote", "pv_chunk", "query_group", "key_group")
+_OPTIONAL = (
+    *("output_every", "flush_every", "qk_chunk", "qk_promote", "pv_chunk"),
+    *("query_group", "key_group"),
+)
 
 WORDS = ("name", "citation", "inferred", "evidence")  # about the kernel, not of its arithmetic
 
@@ -136,7 +145,8 @@ class Recipe:
     evidence: beside a reading of the source: a run of the real kernel, a paper's table, or nothing
     kv_block: keys per block, or the name of a rule in block_rules.RULES
     output_every, pv_chunk: None for the whole block (pv_chunk: or for `output_every` keys);
-        qk_chunk, qk_promote: None for the whole product; query_group, key_group: None for no scale
+        qk_chunk, qk_promote: None for the whole product; query_group, key_group: None for no scale;
+        flush_every: None for never
     seed: of the random bits of sites that round stochastically
     The other fields are documented in NUMBERS and CHOICES and take the defaults of an ideal kernel.
     Raises ValueError where a name is unknown or fields contradict each other.
@@ -195,12 +205,14 @@ class Recipe:
     cap_at: str = "scale"
     tanh: str = "tanh"
     sinks: str = "end"
+    summation: str = "plain"
     normalise: str = "multiply"
     kv_order: str = "forward"
     storage: str = "float32"
 
     kv_block: int | str = 64
     output_every: int | None = None
+    flush_every: int | None = None
     qk_chunk: int | None = None
     qk_promote: int | None = None
     qk_partials: int = 1
@@ -330,6 +342,18 @@ def _check_normalisation(recipe: Recipe) -> None:
         raise ValueError("normalise='before' divides by the row sum alone: sinks cannot be 'seed'")
     if recipe.normalise in ("blocks", "before") and recipe.split_kv > 1:
         raise ValueError(f"split_kv merges sums that are not normalised: {recipe.normalise=}")
+    if recipe.normalise in ("blocks", "before") and (
+        recipe.flush_every or recipe.summation != "plain"
+    ):
+        raise ValueError(
+            "flush_every and summation='kahan' go with l and o that are normalised at the end, "
+            f"got normalise={recipe.normalise!r}"
+        )
+    if recipe.summation == "kahan" and STOCHASTIC in (
+        recipe.running_sum.rounding,
+        recipe.rescaled_sum.rounding,
+    ):
+        raise ValueError("summation='kahan' corrects roundings that it can repeat: no stochastic l")
     if recipe.normalise == "blocks" and recipe.output_every:
         raise ValueError(
             "normalise='blocks' brings o to the new l once a block: it goes with output_every=None"

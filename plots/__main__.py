@@ -35,8 +35,13 @@ def draw(root: Path) -> None:
     study = manifest_of(root)["study"]
     if study == "claims":
         raise ValueError(f"{root}: the study 'claims' is a table; it has no figures")
-    own = (ablation, atlas, fidelity, speed, theory)
-    drawn = {module.__name__.removeprefix("plots."): module for module in own}
+    drawn = {
+        "ablation": ablation,
+        "atlas": atlas,
+        "fidelity": fidelity,
+        "speed": speed,
+        "theory": theory,
+    }
     read_and_draw = drawn.get(study, figures).read_and_draw
     with plt.style.context(figures.STYLE):
         for name, figure in read_and_draw(root):

@@ -45,6 +45,11 @@ ORDER = (
     "jaxattn.verdicts",
     "jaxattn.theory",
     "jaxattn.atlas",
+    "jaxattn.cost",
+    "jaxattn.lattice",
+    "jaxattn.candidates",
+    "jaxattn.advise",
+    "jaxattn.advice_text",
     "jaxattn",  # the lazy exports: for users and the command line, not for the modules above
     "jaxattn.__main__",
 )
