@@ -1,6 +1,5 @@
 """predict: the error of a recipe against context length, term by term, without running it."""
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -12,6 +11,7 @@ from jaxattn.block_rules import block_size
 from jaxattn.formats import FLOAT32, holds
 from jaxattn.recipe import SITES, Recipe
 from jaxattn.theory.elements import Elements, elements
+from jaxattn.theory.medians import median, safe
 from jaxattn.theory.moments import Moments
 from jaxattn.theory.roundings import BENFORD, bound_likely, bound_worst, known, rounded, ulp
 from jaxattn.theory.walks import Path, Walk, path, walk
@@ -195,25 +195,25 @@ class _Rows:
         l_noise = spread + rescale + e.jitter
         zero = np.zeros(self.rows)
         terms = {
-            "sum": _median(
+            "sum": median(
                 -drift / kept, spread / kept**2, zero, kurtosis=cumulant / safe(spread**2)
             ),
-            "output": _median(along, zero, square - along**2),
-            "probs": _median(e.bias, e.along * fixed, probs),
-            "scores": _median(zero, zero, scores + value),
-            "rescale": _median(zero, zero + apart, history),
-            "inverse": _median(inverse, zero, zero),
-            "result": _median(zero, zero, out),
+            "output": median(along, zero, square - along**2),
+            "probs": median(e.bias, e.along * fixed, probs),
+            "scores": median(zero, zero, scores + value),
+            "rescale": median(zero, zero + apart, history),
+            "inverse": median(inverse, zero, zero),
+            "result": median(zero, zero, out),
         }
         # o over an infinite l is 0, an error of all of it.
-        total = _median(
+        total = median(
             np.where(l_finite, scalar, -1.0),
             np.where(l_finite, noise, 0.0),
             np.where(l_finite, across, 0.0),
             kurtosis=cumulant / safe(noise**2),
             finite=o_finite,
         )
-        bias_l = _median(
+        bias_l = median(
             drift + e.weight + e.shift,
             l_noise,
             zero,
@@ -269,39 +269,7 @@ def _output(recipe: Recipe, moments: Moments, way: Path, contexts: list[int]) ->
     )
 
 
-def safe(x: Float64) -> Float64:
-    """x, or 1 where it is 0, to divide by."""
-    return np.where(x > 0, x, 1.0)
-
-
 def _nodes(moments: Moments) -> tuple[Float64, Float64]:
     """Where coordinates of o lie, in their sd about the mean, and how many of them."""
     z, share = np.polynomial.hermite_e.hermegauss(4 if moments.value_mean else 8)
     return z, share / share.sum()
-
-
-def _median(
-    scalar: Float64,
-    variance: Float64,
-    across: Float64,
-    *,
-    kurtosis: Float64 | float = 0.0,
-    finite: NDArray[np.bool_] | None = None,
-) -> float:
-    """The median over rows of sqrt((scalar + noise)^2 + across), of noise with this variance.
-
-    kurtosis: the noise's excess; one rounding alone is uniform, and a few are nearly normal.
-    """
-    z = ndtri((np.arange(DRAWS) + 0.5) / DRAWS)
-    uniform = (2 * np.arange(DRAWS) + 1 - DRAWS) / DRAWS * math.sqrt(3)
-    excess = np.broadcast_to(kurtosis, scalar.shape)[:, None]
-    draws = np.where(excess < ONE_ROUNDING, uniform, z + excess / 24 * (z**3 - 3 * z))
-    error = scalar[:, None] + np.sqrt(np.maximum(variance, 0))[:, None] * draws
-    square = error**2 + np.maximum(across, 0)[:, None]
-    if finite is not None:
-        square = np.where(finite[:, None], square, np.inf)
-    return math.sqrt(float(np.median(square)))
-
-
-DRAWS = 33
-ONE_ROUNDING = -0.9  # that of a uniform distribution is -1.2, of the sum of two -0.6
