@@ -221,7 +221,7 @@ def _accumulate(
         l, o, surplus, flushed = jax.tree.map(lambda x, y: jnp.where(live, x, y), moved, state)
         if flushed is None:
             return (l, o, surplus, None), (l,)
-        whole = _settled(lanes, Carry(m, l, o, l, surplus, flushed))
+        whole = _settled(lanes, f, Carry(m, l, o, l, surplus, flushed))
         since = flushed.blocks + live.astype(jnp.int32)
         wide = Flushed(m, whole.l, whole.o, jnp.zeros_like(since))
         fresh = (*jax.tree.map(jnp.zeros_like, (l, o, surplus)), wide)
@@ -290,7 +290,7 @@ def _products(lanes: Lanes, f: Traced, p: jax.Array, v: jax.Array) -> jax.Array:
 
 def merge(lanes: Lanes, f: Traced, one: Carry, other: Carry) -> Carry:
     """Two carries over different keys as one, in storage precision (split-KV)."""
-    one, other = _settled(lanes, one), _settled(lanes, other)
+    one, other = _settled(lanes, f, one), _settled(lanes, f, other)
     m = jnp.maximum(one.m, other.m)
     exp = jnp.exp2 if lanes.base_2 else jnp.exp
     a, b = exp(one.m - _finite(m)), exp(other.m - _finite(m))
@@ -316,13 +316,13 @@ def merge(lanes: Lanes, f: Traced, one: Carry, other: Carry) -> Carry:
     return Carry(m, l, o, jnp.maximum(one.lost, other.lost))
 
 
-def _settled(lanes: Lanes, carry: Carry) -> Carry:
+def _settled(lanes: Lanes, f: Traced, carry: Carry) -> Carry:
     """The carry with its surplus taken from l, and with what was flushed in l and o."""
     l = carry.l if carry.surplus is None else carry.l - carry.surplus
     inner = Carry(carry.m, l, carry.o, carry.lost)
     if carry.flushed is None:
         return inner
-    return merge(lanes, Carry(*carry.flushed[:3], carry.lost), inner)
+    return merge(lanes, f, Carry(*carry.flushed[:3], carry.lost), inner)
 
 
 def _meet_sink(
@@ -356,7 +356,7 @@ def finish(
     sinks [R] or None; random: a PRNG key, where sinks meet a site that rounds stochastically;
     some: int [n], the lanes of y to finish, all of them by default.
     """
-    carry = _settled(lanes, carry)
+    carry = _settled(lanes, f, carry)
     if some is not None:
         f = {**f, "y": jax.tree.map(lambda x: x[some], f["y"])}
     round, take = rounder(lanes, f, random), functools.partial(lanes.take, "y", some=some)

@@ -80,7 +80,7 @@ def predict(recipe: Recipe, moments: Moments, contexts: Sequence[int]) -> Predic
     Measured against error_curves (`python -m sweeps run theory`) it is within a quarter almost
     everywhere, but too small for l where a few keys hold most of the weight (scores of sd 4 nats,
     long contexts: by up to 5 times once most blocks add less than half an ulp), and for an o of
-    non-zero mean that is rounded at every key (ggml-cpu-decode: by 1.5 to 6 times).
+    non-zero mean that is rounded at every key (ggml-cpu-decode: by 1.5 to 8 times).
 
     Raises ValueError for contexts that are not positive and ascending.
     """
