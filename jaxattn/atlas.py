@@ -7,8 +7,9 @@ import textwrap
 from collections.abc import Mapping, Sequence
 
 from jaxattn import kernels
+from jaxattn.fields import CHOICES, INTEGERS, NUMBERS, SITES
 from jaxattn.formats import FLOAT32, name_of
-from jaxattn.recipe import CHOICES, INTEGERS, NUMBERS, SITES, Recipe
+from jaxattn.recipe import Recipe
 
 SOURCE_ONLY = "source"
 _SHORT = {

@@ -18,8 +18,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from jaxattn.fields import FOLLOWS, SITES
 from jaxattn.formats import FLOAT16, FLOAT32, Format, format_of, holds, unknown
-from jaxattn.recipe import FOLLOWS, SITES, Recipe
+from jaxattn.recipe import Recipe
 
 # What the online softmax rounds with every block, and 1/l. m is none of them: the largest of
 # float16 scores is a float16 number.

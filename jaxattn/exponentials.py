@@ -1,4 +1,4 @@
-"""The exponentials and hyperbolic tangents that kernels call, by the names of recipe.CHOICES."""
+"""The exponentials and hyperbolic tangents that kernels call, by the names of fields.CHOICES."""
 
 import functools
 import math

@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxattn.exponentials import EXPONENTIALS, LOG2E
+from jaxattn.fields import NUMBERS, SITES
 from jaxattn.formats import FLOAT16, FLOAT32, FLOAT64, STOCHASTIC, Format, holds
-from jaxattn.recipe import NUMBERS, SITES, Recipe
+from jaxattn.recipe import Recipe
 from jaxattn.rounding import (
     common,
     round_to,

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from jaxattn.exponentials import EXPONENTIALS
+from jaxattn.fields import FOLLOWS, INTEGERS, NUMBERS, SITES
 from jaxattn.formats import FLOAT32, NEAREST_EVEN, STOCHASTIC, format_of, name_of
-from jaxattn.recipe import FOLLOWS, INTEGERS, NUMBERS, SITES, Recipe
+from jaxattn.recipe import Recipe
 
 # m is left out: a maximum of numbers of the scores' format is exact in that format.
 ACCUMULATORS = ("row_sum", "rescale", "running_sum", "output", "inverse")

@@ -11,7 +11,11 @@ FORMAT = "jaxattn sweep 1"  # of the rows and the manifest: change it when eithe
 
 # What of jaxattn changes no number of a stored row; recipes are in the key themselves.
 WITHOUT_NUMBERS = frozenset(
-    {"__init__", "__main__", "atlas", "attribution", "kernels", "theory", "advise"}
+    {
+        *("__init__", "__main__", "atlas", "attribution", "fields", "kernels", "theory", "advise"),
+        *("compare", "outputs", "practice", "thresholds", "verdicts"),
+        *("cost", "lattice", "candidates", "advice_text"),
+    }
 )
 
 

@@ -18,6 +18,7 @@ ORDER = (
     "jaxattn.formats",
     "jaxattn.rounding",
     "jaxattn.block_rules",
+    "jaxattn.fields",
     "jaxattn.recipe",
     "jaxattn.kernels",
     "jaxattn.half_tables",

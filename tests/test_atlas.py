@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from jaxattn import atlas, kernels
-from jaxattn.recipe import SITES, Recipe
+from jaxattn.fields import SITES
+from jaxattn.recipe import Recipe
 from sweeps.peers.peer import peers
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -21,9 +21,10 @@ from jaxattn.attribution import (
     shapley,
     subsets,
 )
+from jaxattn.fields import FOLLOWS, SITES
 from jaxattn.formats import FLOAT16, FLOAT32, format_of
 from jaxattn.inputs import regime
-from jaxattn.recipe import FOLLOWS, SITES, Recipe
+from jaxattn.recipe import Recipe
 
 HMX = kernels.get("hexagon-hmx-fp16")
 

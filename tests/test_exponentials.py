@@ -11,7 +11,7 @@ import pytest
 import walk_hexagon
 
 from jaxattn.exponentials import EXPONENTIALS, TANHS
-from jaxattn.recipe import CHOICES
+from jaxattn.fields import CHOICES
 
 HALVES = np.arange(2**16, dtype=np.uint16).view(np.float16)
 LOG_2 = math.log(2)

@@ -10,9 +10,9 @@ from walk_hexagon import VARIANTS, walk
 
 from jaxattn import dot_product_attention, kernels, online_softmax, reference_attention
 from jaxattn.attention import storage, traced
+from jaxattn.fields import SITES
 from jaxattn.formats import BFLOAT16, FLOAT16, FLOAT32, Format
 from jaxattn.lanes import rounder, weave
-from jaxattn.recipe import SITES
 from jaxattn.scores import prepare, scores
 
 RECIPES = {

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxattn import block_rules, kernels
+from jaxattn.fields import CHOICES, FOLLOWS, INTEGERS, NUMBERS, SITES, WORDS
 from jaxattn.formats import (
     BFLOAT16,
     FLOAT16,
@@ -17,7 +18,7 @@ from jaxattn.formats import (
     Format,
     format_of,
 )
-from jaxattn.recipe import CHOICES, FOLLOWS, INTEGERS, NUMBERS, SITES, WORDS, Recipe, parse_settings
+from jaxattn.recipe import Recipe, parse_settings
 
 NAMES = (
     "float32 float64 hexagon-hmx-fp16 hexagon-hmx-fp16-qf16 hexagon-hmx-fp16-qf16-spill "

@@ -9,9 +9,9 @@ from scipy.stats import binomtest
 
 from jaxattn import __main__ as cli
 from jaxattn import inputs, kernels, practice, thresholds, verdicts
+from jaxattn.fields import SITES
 from jaxattn.formats import FLOAT32, name_of
 from jaxattn.practice import LLAMA, MATRICES, Rule
-from jaxattn.recipe import SITES
 from jaxattn.thresholds import (
     RULES,
     STATISTICS,

@@ -18,9 +18,9 @@ import walk_pallas
 
 from jaxattn import dot_product_attention, kernels, online_softmax, reference_attention
 from jaxattn.attention import storage, traced
+from jaxattn.fields import SITES
 from jaxattn.formats import FLOAT32, FLOAT64
 from jaxattn.lanes import weave
-from jaxattn.recipe import SITES
 from jaxattn.scores import prepare
 
 

@@ -1,6 +1,7 @@
 """Attention without narrow formats: what is left is the storage's own rounding."""
 
-from jaxattn.recipe import SITES, Recipe
+from jaxattn.fields import SITES
+from jaxattn.recipe import Recipe
 
 SINGLE = Recipe(
     name="float32",

@@ -8,8 +8,9 @@ from numpy.typing import NDArray
 from scipy.special import ndtri
 
 from jaxattn.block_rules import block_size
+from jaxattn.fields import SITES
 from jaxattn.formats import FLOAT32, holds
-from jaxattn.recipe import SITES, Recipe
+from jaxattn.recipe import Recipe
 from jaxattn.theory.elements import Elements, elements
 from jaxattn.theory.medians import median, safe
 from jaxattn.theory.moments import Moments

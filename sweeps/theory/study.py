@@ -70,8 +70,8 @@ def items(quick: bool) -> list[Item]:
 def recipes(sites: Sequence[str], kv_blocks: Sequence[int]) -> list[tuple[str, str, Any]]:
     """(site, format, recipe) of every format at every block; `TOGETHER` is a site too."""
     from jaxattn import Recipe, kernels
+    from jaxattn.fields import SITES as ALL
     from jaxattn.formats import FLOAT16
-    from jaxattn.recipe import SITES as ALL
 
     found = []
     for format in FORMATS:
