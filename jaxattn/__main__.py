@@ -134,19 +134,6 @@ def show_thresholds(
         print("\n".join(verdicts.text(found)))
 
 
-def _with_changed(recipes: list[Recipe], settings: list[str]) -> list[Recipe]:
-    """The recipes, and beside each the changed one, where the settings change it."""
-    if not settings:
-        return recipes
-    changes, both = parse_settings(settings), []
-    for recipe in recipes:
-        changed = recipe.replace(**changes, name=f"{recipe.name}+{'+'.join(settings)}")
-        both += [recipe, changed] if changed.identity() != recipe.identity() else [recipe]
-    if len(both) == len(recipes):
-        raise ValueError(f"--set {' '.join(settings)} changes none of the recipes")
-    return both
-
-
 @app.command("advise")
 def show_advice(
     kernel: Annotated[str, typer.Option(help="A recipe, of `jaxattn kernels`.")],
@@ -196,6 +183,19 @@ def show_advice(
         print(json.dumps(advice_text.values(advice), indent=2))
     else:
         print("\n".join(advice_text.text(advice)))
+
+
+def _with_changed(recipes: list[Recipe], settings: list[str]) -> list[Recipe]:
+    """The recipes, and beside each the changed one, where the settings change it."""
+    if not settings:
+        return recipes
+    changes, both = parse_settings(settings), []
+    for recipe in recipes:
+        changed = recipe.replace(**changes, name=f"{recipe.name}+{'+'.join(settings)}")
+        both += [recipe, changed] if changed.identity() != recipe.identity() else [recipe]
+    if len(both) == len(recipes):
+        raise ValueError(f"--set {' '.join(settings)} changes none of the recipes")
+    return both
 
 
 def main() -> None:

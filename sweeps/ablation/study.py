@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from sweeps import hexagon, plan
-from sweeps.estimate import estimate, free_memory, refuse
+from sweeps import estimate, hexagon, plan
 from sweeps.keys import part_key, sources_hash
 from sweeps.plan import Inputs, Study
 from sweeps.processes import Place
@@ -116,8 +115,7 @@ def work_of(
 ) -> tuple[Work, list[str]]:
     """The study's work as the options change it, and notes for the user.
 
-    Raises ValueError where the options do not fit, the kernel rounds nowhere, or the memory does
-    not suffice.
+    Raises ValueError where the options do not fit, or the kernel rounds nowhere.
     """
     import jaxattn
     from jaxattn import attribution
@@ -133,8 +131,10 @@ def work_of(
     for path in SOURCES:
         numbers += hashlib.sha256((ROOT / path).read_bytes()).hexdigest()
     parts = _parts(study, recipe, sites, beside, sources, numbers)
-    for part in parts:
-        refuse(estimate([_job(part)]), free_memory())
+
+    def refuse(there: set[str]) -> None:
+        missing = [_job(part) for part in parts if part.key not in there]
+        estimate.refuse(estimate.estimate(missing), estimate.free_memory())
 
     def compute(
         store: Store,
@@ -172,6 +172,7 @@ def work_of(
         },
         parts=[part.describe() for part in parts],
         compute=compute,
+        refuse=refuse,
     )
     return work, plan.notes_of(sources)
 
