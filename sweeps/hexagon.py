@@ -1,4 +1,4 @@
-"""The Hexagon study: from which context on do FP16 accumulators pass llama.cpp's tolerance?
+"""The Hexagon study: from which context on do FP16 accumulators exceed llama.cpp's tolerance?
 
 Every HMX recipe, at its own block rule and at fixed KV blocks, over eight regimes of inputs, beside
 the kernels it is compared with in llama.cpp (#24389, #25085). The wall time is set by the sizes.

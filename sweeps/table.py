@@ -1,4 +1,4 @@
-"""The rows of a study as text: errors at a few contexts, and where the tolerance is passed."""
+"""The rows of a study as text: errors at a few contexts, and where the tolerance is exceeded."""
 
 from collections.abc import Sequence
 
@@ -23,7 +23,7 @@ def medians(rows: pd.DataFrame, group: Sequence[str]) -> pd.DataFrame:
 
 
 def crossing(contexts: np.ndarray, nmse: np.ndarray, overflows: bool = False) -> str:
-    """The first context whose median NMSE passes TOLERANCE; '-' if none does.
+    """The first context whose median NMSE exceeds TOLERANCE; '-' if none does.
 
     A trailing '~' says that a longer context is within the tolerance again, '!' that some row
     overflows at some context: a median can hide that.
@@ -55,15 +55,15 @@ def table(rows: pd.DataFrame, recipes: Sequence[str], inputs: Sequence[str]) -> 
     head = f"{'recipe':<{width}}{'KV block':<10}" + "".join(f"{n:>{wide},}" for n in at) * 3
     lines = []
     for source in inputs:
-        lines += ["", f"{source:<{width + 10}}{above}", f"{head}{'passes':>10}"]
+        lines += ["", f"{source:<{width + 10}}{above}", f"{head}{'exceeds':>10}"]
         for recipe, block in _curves(rows, recipes, source):
             key = (source, recipe, block)
             curve = curves.loc[key]
             size = int(sizes.loc[(*key, curve.index[-1])])
             cells = [_nmse(curve["nmse"].get(n)) for n in at]
             cells += [_signed(curve[bias].get(n)) for bias in ("bias_l", "bias_o") for n in at]
-            passes = crossing(curve.index.to_numpy(), curve["nmse"].to_numpy(), overflows[key])
-            cells.append(passes)
+            first = crossing(curve.index.to_numpy(), curve["nmse"].to_numpy(), overflows[key])
+            cells.append(first)
             line = f"{recipe:<{width}}{_block(block, size):<10}"
             lines.append(
                 line + "".join(f"{cell:>{wide}}" for cell in cells[:-1]) + f"{cells[-1]:>10}"
@@ -72,21 +72,21 @@ def table(rows: pd.DataFrame, recipes: Sequence[str], inputs: Sequence[str]) -> 
         "",
         "Medians over seeds, heads and queries. Errors of the running sum l and the output o are",
         "relative and signed; that of l is of exp(log-sum-exp): errors of scores are part of it.",
-        "passes: first context with NMSE above 5e-4; ~: within it",
+        "exceeds: first context with NMSE above 5e-4; ~: within it",
         "again at a longer one; !: some row overflows at some context; -: none.",
     ]
     return "\n".join(lines[1:])
 
 
 def crossings(rows: pd.DataFrame, recipes: Sequence[str], inputs: Sequence[str]) -> str:
-    """The context at which each curve passes the tolerance: recipe and block x input."""
+    """The context at which each curve exceeds the tolerance: recipe and block x input."""
     group = ["inputs", "recipe", "block"]
     curves, overflows = medians(rows, group), rows.groupby(group, observed=True)["overflow"].any()
     width = max(8, *(len(name) + 2 for name in recipes))
     wide = max(len(name) for name in inputs) + 2
     longest = f"{int(rows['context'].max()):,}"
     lines = [
-        f"First context at which the median NMSE passes 5e-4 (-: not up to {longest};"
+        f"First context at which the median NMSE exceeds 5e-4 (-: not up to {longest};"
         " !: some row overflows)",
         f"{'recipe':<{width}}{'KV block':<9}" + "".join(f"{name:>{wide}}" for name in inputs),
     ]

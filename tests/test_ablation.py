@@ -95,7 +95,7 @@ def test_the_same_command_computes_nothing_again_and_tables_the_same(ran, monkey
     assert "2 of 2 parts are finished already" in err
     assert call(monkeypatch, "show", root) == 0
     assert capsys.readouterr().out == out
-    for word in ("gaussian, its own KV block (64 at", "owes", "from, with lifted", "passes, with"):
+    for word in ("gaussian, its own KV block (64 at", "owes", "from, with lifted", "exceeds, with"):
         assert word in out
     assert max(map(len, out.splitlines())) <= 130
 
@@ -200,11 +200,11 @@ def test_from_where_a_site_matters(panel, said):
     assert table.matters(panel, 1) == said
 
 
-def test_what_passes_is_told_with_its_marks():
+def test_what_exceeds_is_told_with_its_marks():
     panel = made_panel([1e-5, 1e-3, 1e-3], [1e-5, 1e-3, 1e-5])
-    assert table.passes(panel, 0) == "2,048" and table.passes(panel, 1) == "2,048~"
+    assert table.exceeds(panel, 0) == "2,048" and table.exceeds(panel, 1) == "2,048~"
     lost = panel._replace(overflow=panel.overflow + 0.1)
-    assert table.passes(lost, 0) == "2,048!"
+    assert table.exceeds(lost, 0) == "2,048!"
 
 
 # the figure

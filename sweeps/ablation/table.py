@@ -84,7 +84,7 @@ def tables(rows: pd.DataFrame, sites: Sequence[str], beside: Sequence[str]) -> s
         f"from: the first context with NMSE above {SMALLEST:g} from which on, for an octave,",
         f"lifting changes it by more than {MATTERS:.0%} for the better (+) or the worse (-), and",
         f"more rows than chance explains ({SURE:g} standard deviations).",
-        "passes: first context with NMSE above 5e-4; ~: within it again at a longer one;",
+        "exceeds: first context with NMSE above 5e-4; ~: within it again at a longer one;",
         "!: some row overflows at some context; -: none.",
     ]
     return "\n".join(lines)
@@ -140,7 +140,7 @@ def _strongest(panel: Panel, at: Sequence[int]) -> str:
 
 
 def _answers(kernel: str, panels: Sequence[Panel]) -> list[str]:
-    """From where lifting one site matters, and what then passes; inputs side by side.
+    """From where lifting one site matters, and what then exceeds 5e-4; inputs side by side.
 
     Sites that change nothing of any input share a line.
     """
@@ -150,7 +150,7 @@ def _answers(kernel: str, panels: Sequence[Panel]) -> list[str]:
     choices |= {word: s for word, s in TOGETHER.items() if set(s) <= set(first.sites)}
     choices[f"all {first.inside}"] = first.sites[: first.inside]
     lines = []
-    for title, question, beside in (("from", matters, {}), ("passes", passes, {"nothing": ()})):
+    for title, question, beside in (("from", matters, {}), ("exceeds", exceeds, {"nothing": ()})):
         heads = "".join(f"{panel.name:>{wide}}" for panel in panels)
         lines += [f"{kernel}, {_block(first)}", f"{title + ', with lifted':<22}{heads}"]
         rows = {
@@ -183,7 +183,7 @@ def matters(panel: Panel, subset: int) -> str:
     return " ".join(text for _, text in sorted(found)) or "-"
 
 
-def passes(panel: Panel, subset: int) -> str:
+def exceeds(panel: Panel, subset: int) -> str:
     nmse, overflow = panel.nmse[subset], panel.overflow[subset]
     return crossing(nmse.index.to_numpy(), nmse.to_numpy(), bool((overflow > 0).any()))
 
