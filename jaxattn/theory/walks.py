@@ -23,6 +23,7 @@ FINE = 128
 _EDGES = (0, 8, 16, 24, 32, 40, 48, 56, 60, 62, 63, 64)
 SHARES = np.diff(_EDGES) / 64  # quantiles of what a block adds
 NORMAL = 0.12  # sd of what blocks add, in units of its mean, below which it is normal
+STILL = 1e-3  # share of what blocks add that still moves a sum that is said to stand
 SEED = 20261125
 
 
@@ -37,6 +38,10 @@ class Step(NamedTuple):
     variance: Float64
     unit: Float64
 
+    def some(self, rows: NDArray[np.bool_] | slice) -> "Step":
+        """Of these rows alone."""
+        return Step(self.blocks, *(x[rows] for x in self[1:]))
+
 
 class Path(NamedTuple):
     """sums: [n, rows], quantiles of what a block adds, in units of a score at the row's mean;
@@ -49,12 +54,9 @@ class Path(NamedTuple):
 
     def some(self, rows: int) -> "Path":
         """The first rows alone."""
-
-        def cut(step: Step) -> Step:
-            return Step(step.blocks, *(x[:rows] for x in step[1:]))
-
-        at = {n: (k, last and cut(last)) for n, (k, last) in self.at.items()}
-        return Path(rows, self.sums[:, :rows], [cut(step) for step in self.whole], at)
+        few = slice(rows)
+        at = {n: (k, last and last.some(few)) for n, (k, last) in self.at.items()}
+        return Path(rows, self.sums[:, few], [step.some(few) for step in self.whole], at)
 
 
 class Walk(NamedTuple):
@@ -199,19 +201,50 @@ def walk(
         grid = ulp(x, summand)
         own = (0.0, 0.0) if fine else error_moments(np.abs(x), width, grid, summand)
         x = x + np.copysign(own[0], x)
-        half = (step.blocks + 1) / 2
-        seen = mean * weight + half * x + z * np.sqrt(noise + half * gain) + error
-        q = ulp(np.nextafter(seen, 0), format)  # a power of two is reached in the binade below it
-        sign = np.where(seen < 0, -1.0, 1.0)
-        bias, square = _blocks(sign * mean, sign * x, path, step, gain, q, format)
-        # A summand of few bits meets ties, to even; toward zero it has less to lose.
-        grain = np.where(width >= 0.5 * grid, grid, 0.0)
-        nearest = format.rounding == NEAREST_EVEN
-        square = np.where(q > grid, square + (2 if nearest else -1) * grain**2 / 12, 0.0) + own[1]
-        bias = np.where(q > grid, bias if nearest else bias + grain / 2, 0.0)
+        pull = z * (np.sqrt(noise + step.blocks * gain) - np.sqrt(noise)) / step.blocks
+        if mean:  # otherwise what blocks add scatters far more than it leads to z
+            x = x + pull
+
+        def errors(
+            q: Float64, sign: Float64, rows: NDArray[np.bool_] | slice
+        ) -> tuple[Float64, Float64, NDArray[np.bool_]]:
+            """error_moments of one block of these rows, of a sum whose ulp is q; and whether it
+            stands still, so that what blocks add is all that it lacks."""
+            some = step.some(rows)
+            bias, square = _blocks(
+                sign * mean, sign * x[rows], path.sums[:, rows], some, gain[rows], q, format
+            )
+            # A summand of few bits meets ties, to even; toward zero it has less to lose.
+            grain = np.where(width[rows] >= 0.5 * grid[rows], grid[rows], 0.0)
+            nearest = format.rounding == NEAREST_EVEN
+            square = np.where(q > grid[rows], square + (2 if nearest else -1) * grain**2 / 12, 0.0)
+            bias = np.where(q > grid[rows], bias if nearest else bias + grain / 2, 0.0)
+            still = (q > grid[rows]) & (bias <= -(1 - STILL) * sign * x[rows])
+            return bias, np.where(still & bool(mean), 0.0, square), still
+
+        start = before + error
+        first = start + (x if mean else pull)
+        # A power of two is reached in the binade below it.
+        q = ulp(np.nextafter(first, 0) if step.blocks == 1 else start, format)
+        sign = np.where(first < 0, -1.0, 1.0)
+        bias, square, _ = errors(q, sign, slice(None))
         if step.blocks == 1:
-            sure = rounded(before + error + x, format) - (before + error + x)
+            sure = rounded(start + x, format) - (start + x)
             bias = np.where(width > 0, bias, np.where(np.isfinite(sure), sign * sure, 0.0))
+        else:
+            # What is left of the step after the next power of two has the ulp of the next binade,
+            # and where that moves nothing, every row stands on that power.
+            way = step.blocks * (sign * (x if mean else pull) + bias)
+            room = np.maximum(np.ldexp(q, format.precision) - sign * start, 0)
+            rows = (way > room).any(axis=1)
+            if rows.any():
+                past = np.where(way > room, 1 - room / np.where(way > room, way, 1.0), 0.0)[rows]
+                late, other, still = errors(2 * q[rows], sign[rows], rows)
+                bias[rows] += past * (late - bias[rows])
+                square[rows] += past * (other - square[rows])
+                variance[rows] = np.where((past > 0) & still, 0.0, variance[rows])
+                square[rows] = np.where((past > 0) & still, 0.0, square[rows])
+        square = square + own[1]
         after = _State(
             weight + step.blocks * c,
             noise + step.blocks * gain,
@@ -254,7 +287,7 @@ def _sums(sd: Float64, block: int) -> Float64:
 
 
 def _blocks(
-    mean: Float64, x: Float64, path: Path, step: Step, gain: Float64, q: Float64, format: Format
+    mean: Float64, x: Float64, sums: Float64, step: Step, gain: Float64, q: Float64, format: Format
 ) -> tuple[Float64, Float64]:
     """error_moments of what blocks add: x each, of the mean value `mean`, its variance at given
     weights `gain`.
@@ -265,7 +298,7 @@ def _blocks(
     c, sd = step.c[:, None], np.sqrt(step.variance)[:, None]
     width = np.sqrt((mean * sd) ** 2 + gain)
     bias, square = error_moments(x, width, q, format)
-    r = step.unit * path.sums
+    r = step.unit * sums
     core = (r[6] - r[2])[:, None] / 1.35  # the sd, if it were normal
     rough = ((sd >= NORMAL * c) & (np.abs(mean) * core < 0.6 * q)).any(axis=1)
     if not rough.any():
