@@ -173,8 +173,10 @@ class _Rows:
         fixed = moments.value_mean**2 / safe(size2)
 
         along, square = self._output_error(place)
-        y = rounded(1 / true, recipe.inverse) if recipe.normalise == "multiply" else 1 / true
-        inverse = true * y - 1
+        kept = 1 + drift  # of l: what is left of it divides o
+        y = 1 / safe(true * kept)
+        y = rounded(y, recipe.inverse) if recipe.normalise == "multiply" else y
+        inverse = true * kept * y - 1
         # F7: the chance of a new maximum falls like 1 / block, its weight grows like its square.
         moved = self.moved / 2 * (1 - 1 / max(1.0, self.contexts[place] / self.block))
         rescale = moved * BENFORD * 4.0**-recipe.rescale.precision
@@ -188,7 +190,6 @@ class _Rows:
         history = rescale * loose * e.share
         loose_o = (square - along**2) / (1 + drift) ** 2
         across = loose_o + probs + scores + value + history + out
-        kept = 1 + drift  # of l: what is left of it divides o
         scalar = (1 + along) * (1 + inverse) * (1 + e.bias) / kept - 1
         noise = spread / kept**2 + e.along * fixed + apart
         l_finite = self.l.finite[place, :, 0]

@@ -5,6 +5,7 @@ form: what a block adds is normal, and `error_moments` says what rounding makes 
 taken singly at first, then in steps of 1/128 of those before.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -20,9 +21,12 @@ from jaxattn.theory.roundings import error_moments, overflow, rounded, ulp
 Float64 = NDArray[np.float64]
 
 FINE = 128
-_EDGES = (0, 8, 16, 24, 32, 40, 48, 56, 60, 62, 63, 64)
-SHARES = np.diff(_EDGES) / 64  # quantiles of what a block adds
+EDGES = (0, 8, 16, 24, 32, 40, 48, 56, 60, 62, 63, 64)  # 64ths: quantiles of what a block adds
+FINER = (*range(0, 60, 4), 58, 60, 61, 62, 63, 64)  # of one of FEW keys or less
+FEW = 4
 NORMAL = 0.12  # sd of what blocks add, in units of its mean, below which it is normal
+SMOOTH = 0.6  # and in ulps, above which rounding dithers it, if it is of many keys
+STILL = 1e-3  # share of what blocks add that still moves a sum that is said to stand
 SEED = 20261125
 
 
@@ -37,24 +41,29 @@ class Step(NamedTuple):
     variance: Float64
     unit: Float64
 
+    def some(self, rows: NDArray[np.bool_] | slice) -> "Step":
+        """Of these rows alone."""
+        return Step(self.blocks, *(x[rows] for x in self[1:]))
+
 
 class Path(NamedTuple):
-    """sums: [n, rows], quantiles of what a block adds, in units of a score at the row's mean;
+    """sums: [n, rows], means of what a block adds over each of `shares` of its distribution, in
+    units of a score at the row's mean; smooth: the ulps that dither it
     whole: steps of whole blocks; at: context -> (how many of them, the partial block or None)"""
 
     rows: int
     sums: Float64
+    shares: Float64
+    smooth: float
     whole: list[Step]
     at: dict[int, tuple[int, Step | None]]
 
     def some(self, rows: int) -> "Path":
         """The first rows alone."""
-
-        def cut(step: Step) -> Step:
-            return Step(step.blocks, *(x[:rows] for x in step[1:]))
-
-        at = {n: (k, last and cut(last)) for n, (k, last) in self.at.items()}
-        return Path(rows, self.sums[:, :rows], [cut(step) for step in self.whole], at)
+        few = slice(rows)
+        at = {n: (k, last and last.some(few)) for n, (k, last) in self.at.items()}
+        whole = [step.some(few) for step in self.whole]
+        return self._replace(rows=rows, sums=self.sums[:, few], whole=whole, at=at)
 
 
 class Walk(NamedTuple):
@@ -126,7 +135,9 @@ def path(recipe: Recipe, moments: Moments, block: int, contexts: list[int], rows
         whole.append(taken)
         done = end
         stop_at()
-    return Path(rows, _sums(own.sd, block), whole, at)
+    edges, smooth = (FINER, math.inf) if block <= FEW else (EDGES, SMOOTH)
+    shares = np.diff(edges) / 64
+    return Path(rows, _sums(own.sd, block, edges), shares, smooth, whole, at)
 
 
 def _grid(blocks: int, fine: int) -> list[int]:
@@ -199,19 +210,50 @@ def walk(
         grid = ulp(x, summand)
         own = (0.0, 0.0) if fine else error_moments(np.abs(x), width, grid, summand)
         x = x + np.copysign(own[0], x)
-        half = (step.blocks + 1) / 2
-        seen = mean * weight + half * x + z * np.sqrt(noise + half * gain) + error
-        q = ulp(np.nextafter(seen, 0), format)  # a power of two is reached in the binade below it
-        sign = np.where(seen < 0, -1.0, 1.0)
-        bias, square = _blocks(sign * mean, sign * x, path, step, gain, q, format)
-        # A summand of few bits meets ties, to even; toward zero it has less to lose.
-        grain = np.where(width >= 0.5 * grid, grid, 0.0)
-        nearest = format.rounding == NEAREST_EVEN
-        square = np.where(q > grid, square + (2 if nearest else -1) * grain**2 / 12, 0.0) + own[1]
-        bias = np.where(q > grid, bias if nearest else bias + grain / 2, 0.0)
+        pull = z * (np.sqrt(noise + step.blocks * gain) - np.sqrt(noise)) / step.blocks
+        if mean:  # otherwise what blocks add scatters far more than it leads to z
+            x = x + pull
+
+        def errors(
+            q: Float64, sign: Float64, rows: NDArray[np.bool_] | slice
+        ) -> tuple[Float64, Float64, NDArray[np.bool_]]:
+            """error_moments of one block of these rows, of a sum whose ulp is q; and whether it
+            stands still, so that what blocks add is all that it lacks."""
+            some = step.some(rows)
+            bias, square = _blocks(
+                path, rows, some, sign * mean, sign * x[rows], gain[rows], q, format
+            )
+            # A summand of few bits meets ties, to even; toward zero it has less to lose.
+            grain = np.where(width[rows] >= 0.5 * grid[rows], grid[rows], 0.0)
+            nearest = format.rounding == NEAREST_EVEN
+            square = np.where(q > grid[rows], square + (2 if nearest else -1) * grain**2 / 12, 0.0)
+            bias = np.where(q > grid[rows], bias if nearest else bias + grain / 2, 0.0)
+            still = (q > grid[rows]) & (bias <= -(1 - STILL) * sign * x[rows])
+            return bias, np.where(still & bool(mean), 0.0, square), still
+
+        start = before + error
+        first = start + (x if mean else pull)
+        # A power of two is reached in the binade below it.
+        q = ulp(np.nextafter(first, 0) if step.blocks == 1 else start, format)
+        sign = np.where(first < 0, -1.0, 1.0)
+        bias, square, _ = errors(q, sign, slice(None))
         if step.blocks == 1:
-            sure = rounded(before + error + x, format) - (before + error + x)
+            sure = rounded(start + x, format) - (start + x)
             bias = np.where(width > 0, bias, np.where(np.isfinite(sure), sign * sure, 0.0))
+        else:
+            # What is left of the step after the next power of two has the ulp of the next binade,
+            # and where that moves nothing, every row stands on that power.
+            way = step.blocks * (sign * (x if mean else pull) + bias)
+            room = np.maximum(np.ldexp(q, format.precision) - sign * start, 0)
+            rows = (way > room).any(axis=1)
+            if rows.any():
+                past = np.where(way > room, 1 - room / np.where(way > room, way, 1.0), 0.0)[rows]
+                late, other, still = errors(2 * q[rows], sign[rows], rows)
+                bias[rows] += past * (late - bias[rows])
+                square[rows] += past * (other - square[rows])
+                variance[rows] = np.where((past > 0) & still, 0.0, variance[rows])
+                square[rows] = np.where((past > 0) & still, 0.0, square[rows])
+        square = square + own[1]
         after = _State(
             weight + step.blocks * c,
             noise + step.blocks * gain,
@@ -239,8 +281,8 @@ def walk(
     return Walk(*columns)
 
 
-def _sums(sd: Float64, block: int) -> Float64:
-    """Means, over each of SHARES, of a block's sum of exp(sd·z), z normal: [n, rows]."""
+def _sums(sd: Float64, block: int, edges: tuple[int, ...]) -> Float64:
+    """Means of a block's sum of exp(sd·z), z normal, between quantiles `edges`: [n, rows]."""
     rng = np.random.default_rng(SEED + 1)
     levels = np.linspace(sd.min(), sd.max(), 1 if np.ptp(sd) == 0 else 5)
     draws = 64 * min(64, max(1, 2**19 // block // 64))
@@ -248,31 +290,40 @@ def _sums(sd: Float64, block: int) -> Float64:
     logs = []
     for level in levels:
         total = np.sort(np.sum(np.exp(level * z), axis=1))
-        parts = np.split(total, [edge * draws // 64 for edge in _EDGES[1:-1]])
+        parts = np.split(total, [edge * draws // 64 for edge in edges[1:-1]])
         logs.append(np.log([part.mean() for part in parts]))
     return np.exp(np.stack([np.interp(sd, levels, x) for x in np.transpose(logs)]))
 
 
 def _blocks(
-    mean: Float64, x: Float64, path: Path, step: Step, gain: Float64, q: Float64, format: Format
+    path: Path,
+    rows: NDArray[np.bool_] | slice,
+    step: Step,
+    mean: Float64,
+    x: Float64,
+    gain: Float64,
+    q: Float64,
+    format: Format,
 ) -> tuple[Float64, Float64]:
-    """error_moments of what blocks add: x each, of the mean value `mean`, its variance at given
-    weights `gain`.
+    """error_moments of what blocks of these rows add: x each, of the mean value `mean`, its
+    variance at given weights `gain`.
 
     A few large weights among many small ones skew a block's sum: most blocks add less than the
-    mean. Quantiles of it stand for them then, the last taking what is left of the mean.
+    mean. Quantiles of it stand for them then, the last taking what is left of the mean. However
+    wide the weights of single keys scatter, the smallest of them are lost.
     """
     c, sd = step.c[:, None], np.sqrt(step.variance)[:, None]
     width = np.sqrt((mean * sd) ** 2 + gain)
     bias, square = error_moments(x, width, q, format)
-    r = step.unit * path.sums
-    core = (r[6] - r[2])[:, None] / 1.35  # the sd, if it were normal
-    rough = ((sd >= NORMAL * c) & (np.abs(mean) * core < 0.6 * q)).any(axis=1)
+    r = step.unit * path.sums[:, rows]
+    low, middle, high = np.searchsorted(np.cumsum(path.shares), (0.3, 0.6, 0.8))
+    core = (r[high] - r[low])[:, None] / 1.35  # the sd, if it were normal
+    rough = ((sd >= NORMAL * c) & (np.abs(mean) * core < path.smooth * q)).any(axis=1)
     if not rough.any():
         return bias, square
-    share = SHARES[:, None, None]
+    share = path.shares[:, None, None]
     r, c, core, q, gain = r[:, rough, None], c[rough], core[rough], q[rough], gain[rough]
-    rest = (c - np.sum((share * r)[:-1], axis=0)) / SHARES[-1]
+    rest = (c - np.sum((share * r)[:-1], axis=0)) / path.shares[-1]
     r[-1] = np.maximum(rest, r[-2])
     near = 0.6 * np.gradient(r, axis=0)
     gains = gain * r**2 / np.sum(share * r**2, axis=0)
@@ -280,7 +331,7 @@ def _blocks(
     own, other = error_moments(x[rough] + mean[rough] * (r - c), width, q, format)
     whole = np.sum(share * own, axis=0)
     scattered = np.sum(share * (other + own**2), axis=0) - whole**2
-    smooth = np.sqrt((mean[rough] * core) ** 2 + gains[4]) > 0.6 * q
+    smooth = np.sqrt((mean[rough] * core) ** 2 + gains[middle]) > path.smooth * q
     bias[rough] = np.where(smooth, bias[rough], whole)
     square[rough] = np.where(smooth, square[rough], scattered)
     return bias, square
