@@ -25,13 +25,18 @@ def read_and_draw(root: Path) -> Iterator[tuple[str, Figure]]:
     rows, manifest = read(root)
     ran = set(rows["recipe"].unique())
     names = [name for name in manifest["recipes"] if name in ran]
-    yield "atlas", small_multiples(rows, names, manifest["kinds"])
+    yield "atlas", small_multiples(rows, **manifest | {"recipes": names})
 
 
-def small_multiples(rows: pd.DataFrame, recipes: Sequence[str], kinds: dict[str, str]) -> Figure:
+def small_multiples(
+    rows: pd.DataFrame,
+    recipes: Sequence[str],
+    kinds: dict[str, str],
+    predicted: pd.DataFrame | None = None,
+) -> Figure:
     """A panel for each recipe, in their order; a line for each of the inputs."""
     rows = with_panels(rows, kinds)
-    lines, inputs = summarise(rows), panels_of(rows, kinds)
+    lines, inputs = summarise(rows, predicted), panels_of(rows, kinds)
     colours = dict(zip(inputs, COLOURS, strict=False))
     count = -(-len(recipes) // COLUMNS)
     height = TOP + BELOW + count * PANEL + (count - 1) * BETWEEN

@@ -17,6 +17,7 @@ RULE_COLOUR = "#0072B2"
 BESIDE = "#000000"
 LONGEST_NAME = 40
 DOTTED = (0, (1, 0.9))
+PREDICTION: dict[str, Any] = {"linewidth": 0.6, "linestyle": (0, (4, 1.2, 1, 1.2))}
 
 COLOURS = {
     "hexagon-hmx-fp16": "#D55E00",
@@ -58,28 +59,38 @@ def block_colours(blocks: Sequence[str]) -> dict[str, str]:
 def draw_curve(
     ax: Axes, curve: pd.DataFrame, colour: str, style: Any = "-"
 ) -> tuple[float, float] | None:
-    """One line with its band, its overflow (x) and stagnation (|) marks; returns its end."""
+    """One line with its band, its overflow (x) and stagnation (|) marks; returns its end.
+
+    Thin, with small marks: what theory expects of it.
+    """
     drawn = curve[np.isfinite(curve["nmse"])]
     x, y = drawn["context"], drawn["nmse"].clip(lower=FLOOR)
     low, high = drawn["low"].clip(lower=FLOOR), drawn["high"].clip(FLOOR, 1e30)
     ax.plot(x, y, color=colour, linestyle=style, zorder=3)
     ax.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
-    for flag, marker, size in (("stagnated", "|", 6.0), ("overflow", "x", 3.5)):
-        marked = curve[curve[flag]].iloc[:1]
-        if marked.empty:
-            continue
-        level = marked["nmse"].clip(FLOOR, ax.get_ylim()[1])
-        ax.plot(
-            marked["context"],
-            level,
-            marker,
-            color=colour,
-            markersize=size,
-            markeredgewidth=1.1,
-            zorder=4,
-            clip_on=False,
-        )
+    expected = curve[np.isfinite(curve["predicted"])]
+    if len(expected):
+        level = expected["predicted"].clip(lower=FLOOR)
+        ax.plot(expected["context"], level, color=colour, zorder=2.9, **PREDICTION)
+    _mark(ax, curve, "nmse", "", colour, 1.0)
+    _mark(ax, curve, "predicted", "predicted_", colour, 0.6)
     return (float(x.iloc[-1]), float(y.iloc[-1])) if len(drawn) else None
+
+
+def _mark(ax: Axes, curve: pd.DataFrame, level: str, of: str, colour: str, size: float) -> None:
+    for flag, marker, points in (("stagnated", "|", 6.0), ("overflow", "x", 3.5)):
+        first = curve[curve[of + flag] == 1].iloc[:1]
+        if not first.empty:
+            ax.plot(
+                first["context"],
+                first[level].clip(FLOOR, ax.get_ylim()[1]),
+                marker,
+                color=colour,
+                markersize=size * points,
+                markeredgewidth=size * 1.1,
+                zorder=4,
+                clip_on=False,
+            )
 
 
 def error_by_block(

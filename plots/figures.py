@@ -16,6 +16,7 @@ from plots.curves import (
     BESIDE,
     DOTTED,
     FLOOR,
+    PREDICTION,
     block_colours,
     context_axis,
     error_axis,
@@ -111,10 +112,16 @@ def mark(marker: str, colour: str, text: str, size: float = 3.5) -> Line2D:
 
 
 def marks(lines: pd.DataFrame) -> list[Line2D]:
-    """The key to the marks on curves, as far as there are any."""
+    """The key to the marks on curves and to what theory expects, as far as there are any."""
     stagnated = mark("|", "#333333", "l stagnates", 6.0)
     overflow = mark("x", "#333333", "overflow")
-    return [stagnated] * bool(lines["stagnated"].any()) + [overflow] * bool(lines["overflow"].any())
+    theory = Line2D([], [], color="#333333", label="theory", **PREDICTION)
+    shown = (
+        (stagnated, lines["stagnated"].any()),
+        (overflow, lines["overflow"].any()),
+        (theory, lines["predicted"].notna().any()),
+    )
+    return [handle for handle, there in shown if there]
 
 
 def name_contexts(figure: Figure) -> None:
@@ -241,11 +248,15 @@ def describe_medians(rows: pd.DataFrame) -> str:
 
 
 def figures_of(
-    rows: pd.DataFrame, recipes: Sequence[str], kinds: dict[str, str]
+    rows: pd.DataFrame,
+    recipes: Sequence[str],
+    kinds: dict[str, str],
+    predicted: pd.DataFrame | None = None,
 ) -> Iterator[tuple[str, Figure]]:
     """Every figure that the rows allow, with its file's name; the main one first."""
     rows = with_panels(rows, kinds)
-    panels, medians, lines = panels_of(rows, kinds), describe_medians(rows), summarise(rows)
+    panels, medians = panels_of(rows, kinds), describe_medians(rows)
+    lines = summarise(rows, predicted)
     ran = set(rows["recipe"].unique())
     present = [name for name in recipes if name in ran]
     main = by_block(lines, panels, present, medians)
@@ -260,7 +271,7 @@ def figures_of(
 def read_and_draw(root: Path) -> Iterator[tuple[str, Figure]]:
     """The figures of the rows in `root`."""
     rows, manifest = read(root)
-    yield from figures_of(rows, manifest["recipes"], manifest["kinds"])
+    yield from figures_of(rows, **manifest)
 
 
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:

@@ -11,6 +11,7 @@ import pandas as pd
 TOLERANCE = 5e-4  # NMSE that llama.cpp's test-backend-ops allows FLASH_ATTN_EXT
 RULE = "rule"  # the block setting "as the recipe has it"
 CURVE = ["panel", "recipe", "block"]
+PREDICTED = "_predicted.parquet"
 COLUMNS = ["recipe", "inputs", "seed", "block", "kv_block", "context", "head", "nmse"]
 COLUMNS += ["overflow", "stagnated"]
 MOST_PANELS = 8
@@ -39,14 +40,29 @@ def rows_of(root: Path, manifest: Mapping[str, Any], columns: list[str] | None) 
 
 
 def read(root: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Rows of a grid study, and its recipes and the kinds of its inputs; ValueError if none."""
+    """Rows of a grid study, and its recipes, the kinds of its inputs and what theory expects
+    (predictions_of); ValueError if none."""
     manifest = manifest_of(root)
     try:
         kinds = {label: source["kind"] for label, source in manifest["inputs"].items()}
         recipes = list(manifest["recipes"])
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{root}: no directory of sweeps ({error})") from None
-    return rows_of(root, manifest, COLUMNS), {"recipes": recipes, "kinds": kinds}
+    more = {"recipes": recipes, "kinds": kinds, "predicted": predictions_of(root, manifest)}
+    return rows_of(root, manifest, COLUMNS), more
+
+
+def predictions_of(root: Path, manifest: Mapping[str, Any]) -> pd.DataFrame | None:
+    """What theory expects of the present parts, as `run --predict` stored it; None if nothing."""
+    path = root / PREDICTED
+    if not path.is_file():
+        return None
+    try:
+        rows = pd.read_parquet(path)
+        rows = rows[rows["key"].isin([part["key"] for part in manifest["parts"]])]
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{path}: unreadable ({error}); delete it") from None
+    return rows if len(rows) else None
 
 
 def with_panels(rows: pd.DataFrame, kinds: Mapping[str, str]) -> pd.DataFrame:
@@ -65,12 +81,14 @@ def panels_of(rows: pd.DataFrame, kinds: Mapping[str, str]) -> list[str]:
     return ordered + sorted(present - set(ordered), key=lambda name: (len(name), name))
 
 
-def summarise(rows: pd.DataFrame) -> pd.DataFrame:
+def summarise(rows: pd.DataFrame, predicted: pd.DataFrame | None = None) -> pd.DataFrame:
     """One line for each panel, recipe, block and context: what the figures draw.
 
     nmse: the median over seeds, heads and queries; a row that is not finite counts as infinite.
     low, high: least and greatest median of a seed; with one seed the quartiles over its rows.
     kv_block: the block's size; overflow: of any row; stagnated: of half of the rows or more.
+    predicted: the NMSE that theory expects (predictions_of), the median of a panel's heads, NaN
+    where it expects none; predicted_stagnated, predicted_overflow: of half of the rows, likewise.
     """
     rows = rows.assign(nmse=rows["nmse"].astype("float64").fillna(np.inf))
     by = [*CURVE, "context"]
@@ -88,7 +106,20 @@ def summarise(rows: pd.DataFrame) -> pd.DataFrame:
     else:
         lines["low"] = groups["nmse"].quantile(0.25, interpolation="lower")
         lines["high"] = groups["nmse"].quantile(0.75, interpolation="higher")
-    return lines.reset_index()
+    by_head = bool((rows["panel"] != rows["inputs"]).all())
+    return _with_predictions(lines.reset_index(), predicted, by_head)
+
+
+def _with_predictions(
+    lines: pd.DataFrame, predicted: pd.DataFrame | None, by_head: bool
+) -> pd.DataFrame:
+    names = {"nmse": "predicted", **{x: f"predicted_{x}" for x in ("stagnated", "overflow")}}
+    if predicted is None:
+        return lines.assign(**dict.fromkeys(names.values(), np.nan))
+    panel = "head " + predicted["head"].astype(str) if by_head else predicted["inputs"]
+    found = predicted.assign(nmse=predicted["nmse"].fillna(np.inf), panel=panel)
+    found = found.groupby([*CURVE, "context"], observed=True)[list(names)].median()
+    return lines.merge(found.rename(columns=names).reset_index(), "left", [*CURVE, "context"])
 
 
 def select(lines: pd.DataFrame, panel: str, recipe: str, block: str) -> pd.DataFrame:

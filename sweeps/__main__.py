@@ -86,6 +86,9 @@ def run(
     coordinator: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="a free port where process 0 runs")
     ] = None,
+    predict: Annotated[
+        bool, typer.Option("--predict", help="what theory expects as well: seconds for each curve")
+    ] = False,
     figures: Annotated[bool, typer.Option(help="draw the figures as well")] = True,
 ) -> None:
     """Compute what is missing of STUDY, store it in OUT, print its table, draw its figures.
@@ -133,12 +136,16 @@ def run(
         _refuse(study, {**options, "--kernel": kernel}, "use --only")
         names = only.split(",") if only is not None else None
         work, notes = items.work_of(chosen, quick, names), []
+    if predict and work.predict is None:
+        _refuse(study, {"--predict": predict}, "run hexagon or atlas with it")
     for note in notes:
         _note(note)
     root = out or Path("results", "-".join((work.study, *work.suffix)))
     check_directory(root, work.study)
     place = many.place_of(processes, process, coordinator, devices, _note)
     _carry_out(work, root, place)
+    if place.index == 0 and predict:
+        _predict(work, root)
     if place.index == 0 and figures and chosen.has_figures:
         _draw(root)
 
@@ -189,6 +196,15 @@ def _carry_out(work: Any, root: Path, place: Any) -> None:
         if first:
             _print_tables(root)
         place.leave()
+
+
+def _predict(work: Any, root: Path) -> None:
+    from sweeps.run import Progress
+
+    with Progress() as progress:
+        notes = work.predict(root, progress)
+    for note in notes:
+        _note(note)
 
 
 def _kept(work: Any, root: Path) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sweeps import estimate, plan
+from sweeps import estimate, plan, predictions
 from sweeps.keys import sources_hash
 from sweeps.processes import Place
 from sweeps.run import Progress, describe_inputs, describe_rules, run_jobs
@@ -64,5 +64,6 @@ def work_of(
         parts=[part.describe() for part in parts],
         compute=compute,
         refuse=refuse,
+        predict=lambda root, progress: predictions.add(jobs, root, progress),
     )
     return work, plan.notes_of(sources)

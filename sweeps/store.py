@@ -6,6 +6,7 @@ Layout of DIR::
     _manifest.json      the present run: recipes in full, versions, seeds, command, its parts
     _figures/           drawn by `python -m plots DIR`
     _report.html        written by `python -m sweeps report DIR`
+    _predicted.parquet  written by `run --predict`: what theory expects of the rows
     _aside/             parts that this directory's last run did not ask for
 
 Readers of Parquet directories skip names that begin with `_` or `.`, so that
@@ -36,7 +37,7 @@ import pyarrow.parquet
 from sweeps.keys import FORMAT, canonical, plain
 
 MANIFEST, ASIDE, FIGURES, TEMPORARY = "_manifest.json", "_aside", "_figures", "_tmp-"
-REPORT = "_report.html"
+REPORT, PREDICTED = "_report.html", "_predicted.parquet"
 PART_NAME = re.compile(r"[0-9a-f]{64}\.parquet")
 METADATA = b"jaxattn"
 
@@ -129,7 +130,7 @@ def check_directory(root: Path, study: str) -> None:
 
 
 def _ours(name: str) -> bool:
-    reserved = name in (MANIFEST, ASIDE, FIGURES, REPORT)
+    reserved = name in (MANIFEST, ASIDE, FIGURES, REPORT, PREDICTED)
     return reserved or name.startswith((".", TEMPORARY)) or bool(PART_NAME.fullmatch(name))
 
 
@@ -151,7 +152,7 @@ class Store:
         for path in self.root.glob(f"{TEMPORARY}*"):
             path.unlink(missing_ok=True)
         for path in self.root.glob("*.parquet"):
-            if path.stem not in set(keys):
+            if path.stem not in set(keys) and path.name != PREDICTED:
                 aside.mkdir(exist_ok=True)
                 os.replace(path, aside / path.name)
         finished = {}

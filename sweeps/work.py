@@ -1,6 +1,7 @@
 """Work: what any study asks of the command line: parts to find again, and how to compute them."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from sweeps.processes import Place
@@ -20,6 +21,7 @@ class Work(NamedTuple):
     refuse:   raises ValueError where the memory does not suffice, for what is missing beside the
               parts of these keys
     again:    whether a finished part, by its key, is to be computed again all the same
+    predict:  stores what theory expects of the parts in a directory; notes for the user
     """
 
     study: str
@@ -30,3 +32,4 @@ class Work(NamedTuple):
     compute: Callable[[Store, Finished, Mapping[str, Any], Progress, Place], None]
     refuse: Callable[[set[str]], None] = lambda there: None
     again: Callable[[Store, str], bool] = lambda store, key: False
+    predict: Callable[[Path, Progress], list[str]] | None = None

@@ -51,12 +51,14 @@ def made_rows(
     return frame.assign(overflow=False, stagnated=False)
 
 
-def one_curve(nmse: list[float], **columns: object) -> pd.DataFrame:
+def one_curve(
+    nmse: list[float], predicted: pd.DataFrame | None = None, **columns: object
+) -> pd.DataFrame:
     """Summary lines of one recipe at one block, with the given medians."""
     frame = pd.DataFrame({"context": CONTEXTS[: len(nmse)], "nmse": np.array(nmse)})
     frame = frame.assign(recipe="a", inputs="i", seed=0, block="rule", kv_block=64, head=0)
     frame = frame.assign(overflow=False, stagnated=False).assign(**columns)
-    return summarise(with_panels(frame, {"i": "regime"}))
+    return summarise(with_panels(frame, {"i": "regime"}), predicted)
 
 
 @pytest.fixture
@@ -194,6 +196,22 @@ def test_a_line_ends_where_its_values_do_and_marks_say_why(style):
     assert list(overflow.get_ydata()) == [1.0]
     assert [text.get_text().replace("\n", " ") for text in ax.texts] == ["llama.cpp test tolerance"]
     assert TOLERANCE in [line.get_ydata()[0] for line in ax.lines]
+
+
+def test_what_theory_expects_is_a_thin_line_with_small_marks(style):
+    figure, (ax,) = fig.grid(1, label=0.3)
+    error_axis(ax, 1e-8, 1.0, label=False)
+    expected = pd.DataFrame({"context": CONTEXTS[:3], "nmse": [2e-6, np.inf, 3e-4]})
+    expected = expected.assign(recipe="a", inputs="i", block="rule", head=-1, overflow=False)
+    expected["stagnated"] = [False, False, True]
+    lines = one_curve([1e-6, 1e-5, 1e-4], predicted=expected)
+    draw_curve(ax, lines, "#D55E00")
+    line, theory, stagnated = ax.lines[-3:]
+    np.testing.assert_array_equal(theory.get_xdata(), [CONTEXTS[0], CONTEXTS[2]])
+    assert theory.get_linewidth() < line.get_linewidth() / 1.5
+    assert (stagnated.get_marker(), *stagnated.get_xdata()) == ("|", CONTEXTS[2])
+    assert [handle.get_label() for handle in fig.marks(lines)] == ["theory"]
+    assert not fig.marks(one_curve([1e-6]))
 
 
 def test_errors_of_zero_are_drawn_at_the_floor(style):
