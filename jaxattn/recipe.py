@@ -71,6 +71,7 @@ class Recipe:
     bias_factor: float = 1.0
     key_shift: float = 0.0
     max_offset: float = 0.0
+    max_step: float = 0.0
     lazy_threshold: float = 0.0
     rescale_flush: float = float("-inf")
     empty_inverse: float = 0.0
@@ -193,6 +194,8 @@ def _check_consistent(recipe: Recipe) -> None:
         raise ValueError("initial_max must be a number that scores can exceed, or -inf, got inf")
     if recipe.lazy_threshold < 0:
         raise ValueError(f"lazy_threshold must be at least 0, got {recipe.lazy_threshold}")
+    if not 0 <= recipe.max_step < math.inf:
+        raise ValueError(f"max_step must be finite and at least 0, got {recipe.max_step}")
     if not 0 <= recipe.key_shift < 1:
         raise ValueError(f"key_shift must be at least 0 and below 1, got {recipe.key_shift}")
     _check_normalisation(recipe)
