@@ -6,7 +6,6 @@ every input at every context up to N that is looked at: one that passes earlier 
 """
 
 import itertools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -71,19 +70,13 @@ def parse_tolerance(text: str) -> tuple[str, float]:
 
     Raises ValueError for an unknown metric, one that is no error, and a limit that is not positive.
     """
-    name, equals, limit = text.partition("=")
-    if not equals:
+    name, limit = metrics.parse_limit(text)
+    if limit is None:
         raise ValueError(f"a tolerance is metric=number, such as nmse=5e-4, got {text!r}")
     metrics.check_names([name])
     if name in NO_ERRORS:
         raise ValueError(f"a tolerance bounds an error, which {name} is not: take nmse or rel_l2")
-    try:
-        value = float(limit)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise ValueError(f"the tolerance of {name} must be a positive number, got {limit!r}")
-    return name, value
+    return name, limit
 
 
 def sources_of(

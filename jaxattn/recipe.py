@@ -5,6 +5,7 @@ Its fields are those of fields.py, and what goes with what is checked here.
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -251,6 +252,22 @@ def _check_range(recipe: Recipe) -> None:
             f"reach 2^{exponent:g}, but probs={name_of(recipe.probs)} ends at "
             f"{largest(recipe.probs):g}: lower the threshold or raise the offset"
         )
+
+
+def with_changed(recipes: Sequence[Recipe], settings: Sequence[str]) -> list[Recipe]:
+    """The recipes, and beside each what the settings make of it, `NAME+SETTINGS`, if it differs.
+
+    Raises ValueError for settings that parse_settings refuses, and for some that change nothing.
+    """
+    if not settings:
+        return list(recipes)
+    changes, both = parse_settings(list(settings)), []
+    for recipe in recipes:
+        changed = recipe.replace(**changes, name=f"{recipe.name}+{'+'.join(settings)}")
+        both += [recipe, changed] if changed.identity() != recipe.identity() else [recipe]
+    if len(both) == len(recipes):
+        raise ValueError(f"--set {' '.join(settings)} changes none of the recipes")
+    return both
 
 
 def parse_settings(settings: list[str]) -> dict[str, Any]:

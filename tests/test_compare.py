@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from command import run
 from typer.testing import CliRunner
 
 import jaxattn
@@ -132,25 +133,16 @@ def test_bad_arguments_are_refused_in_one_line(arguments, match):
         compare(*names, **given)
 
 
-def run(monkeypatch, capsys, *arguments):
-    """(exit code, stdout, stderr) of `jaxattn compare`."""
-    monkeypatch.setattr("sys.argv", ["jaxattn", "compare", *map(str, arguments)])
-    code = 0
-    try:
-        cli.main()
-    except SystemExit as stop:
-        code = stop.code or 0
-    return code, *capsys.readouterr()
-
-
 def test_the_command_names_the_kernel(tmp_path, monkeypatch, capsys):
     path, hidden = tmp_path / "mine.npz", kernels.get("hexagon-hmx-fp16").replace(kv_block=64)
     np.savez(path, query=QUERY, key=KEY, value=VALUE, output=made_by(hidden))
     options = (path, "--recipes", "hexagon-hmx-fp16,float32", "--set", "kv_block=64")
-    code, out, _ = run(monkeypatch, capsys, *options)
+    code, out, _ = run(monkeypatch, capsys, "compare", *options)
     assert code == 0
     assert "errs as hexagon-hmx-fp16+kv_block=64 does: correlation 1.0" in out
-    code, out, _ = run(monkeypatch, capsys, *options, "--json", "--metrics", "nmse,cosine")
+    code, out, _ = run(
+        monkeypatch, capsys, "compare", *options, "--json", "--metrics", "nmse,cosine"
+    )
     told = json.loads(out)
     assert told["recipes"][0]["recipe"] == "hexagon-hmx-fp16+kv_block=64"
     assert told["recipes"][0]["correlation"] > 0.9999 and list(told["observed"]) == [
@@ -178,7 +170,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
 ):
     arrays = {"query": QUERY, "key": KEY, "value": VALUE, "output": QUERY, **change}
     np.savez(tmp_path / "x.npz", **{name: x for name, x in arrays.items() if x is not None})
-    code, out, error = run(monkeypatch, capsys, tmp_path / "x.npz", *options)
+    code, out, error = run(monkeypatch, capsys, "compare", tmp_path / "x.npz", *options)
     assert code == 2 and not out and message in error
     assert error.startswith("jaxattn: ") and error.count("\n") == 1
 

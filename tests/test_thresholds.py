@@ -5,9 +5,9 @@ import json
 
 import numpy as np
 import pytest
+from command import run
 from scipy.stats import binomtest
 
-from jaxattn import __main__ as cli
 from jaxattn import inputs, kernels, practice, thresholds, verdicts
 from jaxattn.fields import SITES
 from jaxattn.formats import FLOAT32, name_of
@@ -168,17 +168,6 @@ def thresholds_plain(found):
     return plain(verdicts.to_dict(found))
 
 
-def run(monkeypatch, capsys, *arguments):
-    """(exit code, stdout, stderr) of `jaxattn thresholds`."""
-    monkeypatch.setattr("sys.argv", ["jaxattn", "thresholds", *arguments])
-    code = 0
-    try:
-        cli.main()
-    except SystemExit as stop:
-        code = stop.code or 0
-    return code, *capsys.readouterr()
-
-
 def test_the_command_answers(found, monkeypatch, capsys):
     asked = []
 
@@ -188,12 +177,14 @@ def test_the_command_answers(found, monkeypatch, capsys):
 
     monkeypatch.setattr(thresholds, "thresholds", answer)
     options = ("--kernel", "metal", "--set", "output=float16", "--metric", "nmse=1e-3")
-    code, out, _ = run(monkeypatch, capsys, *options, "--inputs", "flat,sink", "--seeds", "5")
+    code, out, _ = run(
+        monkeypatch, capsys, "thresholds", *options, "--inputs", "flat,sink", "--seeds", "5"
+    )
     assert code == 0 and "What to add" in out
     ((kernel, rule, given),) = asked
     assert name_of(kernel.output) == "float16" and rule == Rule("nmse", 1e-3)
     assert given["regimes"] == ("flat", "sink") and given["seeds"] == 5
-    code, out, _ = run(monkeypatch, capsys, *options, "--json")
+    code, out, _ = run(monkeypatch, capsys, "thresholds", *options, "--json")
     assert json.loads(out)["kernel"] == "planted"
 
 
@@ -210,7 +201,7 @@ def test_the_command_answers(found, monkeypatch, capsys):
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(options, message, monkeypatch, capsys):
-    code, out, error = run(monkeypatch, capsys, *options)
+    code, out, error = run(monkeypatch, capsys, "thresholds", *options)
     assert code == 2 and not out and message in error and error.count("\n") == 1
 
 
