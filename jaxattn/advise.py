@@ -36,9 +36,10 @@ NO_ERRORS = ("cosine", "nonfinite")
 
 
 class Advice(NamedTuple):
-    """What advise found. front: the candidates that no other beats in error and in every term of
-    the cost, by price; recommended: (what it is the cheapest of, candidate); best: the smallest
-    error of all; blocks: the kernel as it stands by kv_block, its own first."""
+    """What advise found. candidates: all that were weighed, the kernel as it stands first; front:
+    those that no other beats in error and in every term of the cost, by price; recommended: (what
+    it is the cheapest of, candidate); best: the smallest error of all; blocks: the kernel as it
+    stands by kv_block, its own first."""
 
     kernel: Recipe
     metric: str
@@ -48,12 +49,19 @@ class Advice(NamedTuple):
     inputs: tuple[str, ...]
     seeds: int
     weights: dict[str, float]
-    tried: int
-    stands: Candidate
+    candidates: tuple[Candidate, ...]
     blocks: tuple[Candidate, ...]
     front: tuple[Candidate, ...]
     recommended: tuple[tuple[str, Candidate], ...]
     best: Candidate
+
+    @property
+    def stands(self) -> Candidate:
+        return self.candidates[0]
+
+    @property
+    def tried(self) -> int:
+        return len(self.candidates)
 
 
 class Source(NamedTuple):
@@ -198,8 +206,7 @@ def advise(
         inputs=names,
         seeds=1 if inputs is not None else seeds,
         weights=dict(weights),
-        tried=len(candidates),
-        stands=candidates[0],
+        candidates=tuple(candidates),
         blocks=tuple(of[recipe] for recipe in dict.fromkeys([kernel, *blocks])),
         front=tuple(front(candidates)),
         recommended=tuple(recommend(candidates, limit)),

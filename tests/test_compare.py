@@ -13,6 +13,7 @@ from jaxattn import compare as module
 from jaxattn import kernels
 from jaxattn.agreement import agreement, correlation
 from jaxattn.compare import compare, text, to_dict, verdict
+from plots.answers import figure_of
 
 RNG = np.random.default_rng(7)
 QUERY = RNG.standard_normal((1, 8, 4, 32)).astype(np.float16)
@@ -68,7 +69,7 @@ def test_metrics_are_those_of_numpy():
         np.testing.assert_allclose(values[0], found.observed[name], rtol=1e-3, err_msg=name)
 
 
-def test_causal_regions_group_queries_by_the_keys_that_they_see():
+def test_causal_regions_group_queries_by_the_keys_that_they_see(tmp_path):
     query = np.resize(QUERY[:, :, :2], (1, 400, 2, 32))
     key, value = KEY[:, :600], VALUE[:, :600]
     mask = np.tri(400, 600, 200, dtype=bool)[None, None]
@@ -83,6 +84,8 @@ def test_causal_regions_group_queries_by_the_keys_that_they_see():
     np.testing.assert_allclose(last.observed["nmse"], np.median(nmse[:, 312:], 1), rtol=1e-5)
     np.testing.assert_allclose(last.emulated["nmse"][0], last.observed["nmse"], rtol=1e-3)
     assert (last.observed["nmse"] > 1.2 * first.observed["nmse"]).all()  # a rounding each block
+    (tmp_path / "x.json").write_text(json.dumps(to_dict(found)))
+    assert len(figure_of(tmp_path / "x.json").axes) == 2  # a panel for each head
 
 
 @pytest.mark.parametrize(
@@ -99,7 +102,8 @@ def test_outputs_that_are_no_attention_are_told_and_numbered_all_the_same(spoil,
     found = compare(QUERY, KEY, VALUE, output, ["metal", "float32"])
     assert any(remark in line for line in found.remarks), found.remarks
     assert np.isfinite(found.observed["nmse"]).all()
-    assert json.loads(json.dumps(to_dict(found)))["remarks"] and text(found)
+    told = json.loads(json.dumps(to_dict(found)))
+    assert told["question"] == "compare" and told["remarks"] and text(found)
 
 
 def test_agreement_of_vectors_with_known_angles():

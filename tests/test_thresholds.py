@@ -22,6 +22,7 @@ from jaxattn.thresholds import (
     rule_of,
     separate,
 )
+from plots.answers import figure_of
 
 RNG = np.random.default_rng(11)
 SMALL = {"queries": 4, "heads": 2, "group": 1, "head_dim": 16}
@@ -162,6 +163,11 @@ def test_answers_in_words_and_numbers(found):
     assert told["tests"][0]["longer"]["gaussian"]["seen_from"] == 256
 
 
+def test_the_answer_as_json_can_be_drawn(found, tmp_path):
+    (tmp_path / "x.json").write_text(json.dumps(thresholds_plain(found)))
+    assert len(figure_of(tmp_path / "x.json").axes) == 1
+
+
 def thresholds_plain(found):
     from jaxattn.compare import plain
 
@@ -185,7 +191,7 @@ def test_the_command_answers(found, monkeypatch, capsys):
     assert name_of(kernel.output) == "float16" and rule == Rule("nmse", 1e-3)
     assert given["regimes"] == ("flat", "sink") and given["seeds"] == 5
     code, out, _ = run(monkeypatch, capsys, "thresholds", *options, "--json")
-    assert json.loads(out)["kernel"] == "planted"
+    assert json.loads(out)["kernel"] == "planted" and json.loads(out)["question"] == "thresholds"
 
 
 @pytest.mark.parametrize(
