@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from jaxattn import atlas, kernels
-from jaxattn.recipe import Recipe, parse_settings
+from jaxattn.recipe import with_changed
 
 SHOWN = 4  # recipes that compare shows of those it tries by itself
 
@@ -81,7 +81,7 @@ def compare_capture(
         capture.key,
         capture.value,
         capture.output,
-        _with_changed([kernels.get(name) for name in some], changes or []),
+        with_changed([kernels.get(name) for name in some], changes or []),
         names=compare.METRICS if metrics is None else metrics.split(","),
         scale=scale,
         causal=causal,
@@ -120,7 +120,7 @@ def show_thresholds(
     from jaxattn.compare import plain
 
     found = thresholds.thresholds(
-        _with_changed([kernels.get(kernel)], changes or [])[-1],
+        with_changed([kernels.get(kernel)], changes or [])[-1],
         thresholds.rule_of(metric),
         longest=thresholds.LONGEST if max_context is None else max_context,
         seeds=thresholds.SEEDS if seeds is None else seeds,
@@ -161,14 +161,14 @@ def show_advice(
     Weighs over a thousand recipes: minutes, of which the compiler takes more than half
     (JAX_COMPILATION_CACHE_DIR=FOLDER keeps what it makes for the next time).
     """
-    from jaxattn import advice_text, recipe
+    from jaxattn import advice_text
     from jaxattn.advise import SEEDS, advise
     from jaxattn.cost import parse_weights
 
     if seeds is not None and inputs is not None:
         raise ValueError("--seeds has no meaning with a capture: its values are given")
     advice = advise(
-        kernels.get(kernel).replace(**recipe.parse_settings(settings or [])),
+        with_changed([kernels.get(kernel)], settings or [])[-1],
         context,
         tolerance,
         inputs=inputs,
@@ -183,19 +183,6 @@ def show_advice(
         print(json.dumps(advice_text.values(advice), indent=2))
     else:
         print("\n".join(advice_text.text(advice)))
-
-
-def _with_changed(recipes: list[Recipe], settings: list[str]) -> list[Recipe]:
-    """The recipes, and beside each the changed one, where the settings change it."""
-    if not settings:
-        return recipes
-    changes, both = parse_settings(settings), []
-    for recipe in recipes:
-        changed = recipe.replace(**changes, name=f"{recipe.name}+{'+'.join(settings)}")
-        both += [recipe, changed] if changed.identity() != recipe.identity() else [recipe]
-    if len(both) == len(recipes):
-        raise ValueError(f"--set {' '.join(settings)} changes none of the recipes")
-    return both
 
 
 def main() -> None:

@@ -156,8 +156,12 @@ def _table(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def values(advice: Advice) -> dict[str, Any]:
-    """An Advice in values that JSON knows; infinities as strings, as Recipe.to_dict has them."""
+    """An Advice in values that JSON knows; infinities as strings, as Recipe.to_dict has them.
+
+    candidates, steps: [price, worst error] of all, and of those with less error than all cheaper.
+    """
     return {
+        "question": "advise",
         "kernel": advice.kernel.to_dict(),
         "metric": advice.metric,
         "tolerance": advice.tolerance,
@@ -172,6 +176,8 @@ def values(advice: Advice) -> dict[str, Any]:
         "recommended": [{"title": t, **_values(advice, c)} for t, c in advice.recommended],
         "best": _values(advice, advice.best),
         "front": [_values(advice, candidate) for candidate in advice.front],
+        "steps": [_point(candidate) for candidate in staircase(advice.front)],
+        "candidates": [_point(candidate) for candidate in advice.candidates],
     }
 
 
@@ -194,6 +200,10 @@ def _values(advice: Advice, candidate: Candidate) -> dict[str, Any]:
             for worse in candidate.worse
         ],
     }
+
+
+def _point(candidate: Candidate) -> list[Any]:
+    return [candidate.price, _number(candidate.worst)]
 
 
 def _safety(candidate: Candidate) -> dict[str, Any]:

@@ -6,7 +6,6 @@ every input at every context up to N that is looked at: one that passes earlier 
 """
 
 import itertools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,9 +36,10 @@ NO_ERRORS = ("cosine", "nonfinite")
 
 
 class Advice(NamedTuple):
-    """What advise found. front: the candidates that no other beats in error and in every term of
-    the cost, by price; recommended: (what it is the cheapest of, candidate); best: the smallest
-    error of all; blocks: the kernel as it stands by kv_block, its own first."""
+    """What advise found. candidates: all that were weighed, the kernel as it stands first; front:
+    those that no other beats in error and in every term of the cost, by price; recommended: (what
+    it is the cheapest of, candidate); best: the smallest error of all; blocks: the kernel as it
+    stands by kv_block, its own first."""
 
     kernel: Recipe
     metric: str
@@ -49,12 +49,19 @@ class Advice(NamedTuple):
     inputs: tuple[str, ...]
     seeds: int
     weights: dict[str, float]
-    tried: int
-    stands: Candidate
+    candidates: tuple[Candidate, ...]
     blocks: tuple[Candidate, ...]
     front: tuple[Candidate, ...]
     recommended: tuple[tuple[str, Candidate], ...]
     best: Candidate
+
+    @property
+    def stands(self) -> Candidate:
+        return self.candidates[0]
+
+    @property
+    def tried(self) -> int:
+        return len(self.candidates)
 
 
 class Source(NamedTuple):
@@ -71,19 +78,13 @@ def parse_tolerance(text: str) -> tuple[str, float]:
 
     Raises ValueError for an unknown metric, one that is no error, and a limit that is not positive.
     """
-    name, equals, limit = text.partition("=")
-    if not equals:
+    name, limit = metrics.parse_limit(text)
+    if limit is None:
         raise ValueError(f"a tolerance is metric=number, such as nmse=5e-4, got {text!r}")
     metrics.check_names([name])
     if name in NO_ERRORS:
         raise ValueError(f"a tolerance bounds an error, which {name} is not: take nmse or rel_l2")
-    try:
-        value = float(limit)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise ValueError(f"the tolerance of {name} must be a positive number, got {limit!r}")
-    return name, value
+    return name, limit
 
 
 def sources_of(
@@ -205,8 +206,7 @@ def advise(
         inputs=names,
         seeds=1 if inputs is not None else seeds,
         weights=dict(weights),
-        tried=len(candidates),
-        stands=candidates[0],
+        candidates=tuple(candidates),
         blocks=tuple(of[recipe] for recipe in dict.fromkeys([kernel, *blocks])),
         front=tuple(front(candidates)),
         recommended=tuple(recommend(candidates, limit)),

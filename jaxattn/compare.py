@@ -245,7 +245,7 @@ def to_dict(comparison: Comparison) -> dict[str, Any]:
         for region in c.regions
     ]
     told = {"verdict": verdict(c), "remarks": c.remarks, "observed": c.observed}
-    return plain({**told, "recipes": recipes, "regions": regions})
+    return plain({"question": "compare", **told, "recipes": recipes, "regions": regions})
 
 
 def plain(x: Any) -> Any:

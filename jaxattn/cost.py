@@ -11,6 +11,10 @@ SoftmaxSm100). o in the format of the product's own accumulator stays there, and
 nothing; o in another has to be fetched, widened, added to and narrowed. Where the matrix unit takes
 o itself in and rounds once as it stores (ggml's Hexagon kernel, hmx_fa_o_update_worker: one product
 with [diag(a), P]), all work on o is the unit's.
+
+A maximum in steps makes a power of two of a, and an addition to exponents of a·o. It is counted as
+the multiplication is: AMLA (arXiv 2509.25224) gains by where it adds, atomically in global memory,
+which no term here knows.
 """
 
 from collections.abc import Mapping
@@ -99,6 +103,7 @@ def cost(
 
     sum_ops = 3 + KAHAN * kahan + 2 * flushes  # the maximum, a·l and its sum
     sum_ops += (recipe.max_offset != 0) + (recipe.lazy_threshold != 0)
+    sum_ops += {0.0: 0, 1.0: 1}.get(recipe.max_step, 3)  # upward to an integer, in units of a step
     rescaled = not inside and recipe.lazy_threshold == 0
     output_ops = value_dim * (rescaled + apart + 2 * flushes)
     made = ((FLOAT32, recipe.row_sum), (FLOAT32, recipe.rescale))

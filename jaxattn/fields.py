@@ -47,6 +47,8 @@ NUMBERS: dict[str, str] = {
     "bias_factor": "what a bias is multiplied by, beside log2(e) where scores are in base 2",
     "key_shift": "share of a block's mean key that is taken from its keys, and given back to s",
     "max_offset": "added to each block's maximum, against overflow",
+    "max_step": "each block's maximum is then rounded up to a multiple of this (0: it is not): with"
+    " 1 in base 2, ln 2 in base e, every a is a power of two (AMLA, arXiv 2509.25224)",
     "lazy_threshold": "m stays while a block's maximum exceeds it by no more than this",
     "rescale_flush": "a is 0 where m_prev - m_next is below this",
     "empty_inverse": "1/l where l is 0",

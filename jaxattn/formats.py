@@ -69,11 +69,15 @@ _ALIASES |= {"float16": ("half", "fp16"), "bfloat16": ("bf16",), "float32": ("fp
 _BY_NAME = FORMATS | {alias: FORMATS[name] for name, many in _ALIASES.items() for alias in many}
 
 
-def unknown(kind: str, name: object, known: Any) -> ValueError:
-    """The error for a name that is not known, with the nearest that are."""
+def unknown(kind: str, name: object, known: Any, listed: str | None = None) -> ValueError:
+    """The error for a name that is not known, with the nearest that are.
+
+    listed: the command that lists those that are, where they are too many for a line
+    """
     known = sorted(known)
     near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known: {', '.join(known)}"
+    all_of_them = f"`{listed}` lists them" if listed else f"known: {', '.join(known)}"
+    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else all_of_them
     return ValueError(f"unknown {kind} {name!r}; {hint}")
 
 

@@ -51,7 +51,7 @@ QUANTITIES: dict[str, tuple[tuple[str, ...], str]] = {
         ),
         "d",
     ),
-    "m": (("running_max", "initial_max", "max_offset", "lazy_threshold"), "s"),
+    "m": (("running_max", "initial_max", "max_offset", "max_step", "lazy_threshold"), "s"),
     "e": (("seen_max", "difference", "log2e", "exponent"), "sm"),
     "p": (("probs",), "e"),
     "t": (("summand",), "e"),

@@ -1,4 +1,8 @@
-"""The recipes that advise weighs: every format at every accumulator, then what else may help."""
+"""The recipes that advise weighs: every format at every accumulator, then what else may help.
+
+A pairwise row sum is not among them: a block's p are summed in float32 and rounded once, as r, so
+that their order changes nothing that a recipe says.
+"""
 
 import itertools
 import math
@@ -39,8 +43,8 @@ def accumulators(
 
 
 def mitigations(recipe: Recipe) -> list[Recipe]:
-    """The recipe with an offset of its maximum, with what keeps l and o from drifting, with larger
-    blocks, and with the offset beside each of these."""
+    """The recipe with an offset of its maximum, with a maximum that moves by powers of two, with
+    what keeps l and o from drifting, with larger blocks, and with the offset beside each."""
     halves = [
         site
         for site in ("running_sum", "output")
@@ -48,6 +52,8 @@ def mitigations(recipe: Recipe) -> list[Recipe]:
     ]
     narrow = recipe.running_sum != FLOAT32 or recipe.output != FLOAT32
     means: list[dict[str, Any]] = [{}, {"lazy_threshold": _units(recipe, LAZY)}]
+    if recipe.max_step == 0:
+        means.append(_powers_of_two(recipe))
     if recipe.running_sum != FLOAT32:
         means.append({"summation": "kahan"})
     if narrow:
@@ -87,10 +93,20 @@ def change(kernel: Recipe, recipe: Recipe) -> dict[str, str]:
     return found
 
 
+def _powers_of_two(recipe: Recipe) -> dict[str, Any]:
+    """m in steps that make powers of two of a, so that a·l and a·o lose nothing (AMLA, arXiv
+    2509.25224). In base e a narrow m does not hold them."""
+    wide = {"running_max": FLOAT32} if not _base_2(recipe) else {}
+    return {"max_step": _units(recipe, 2.0)} | wide
+
+
 def _units(recipe: Recipe, factor: float) -> float:
     """The difference of two scores whose exponentials differ by this factor, to six digits."""
-    base_2 = EXPONENTIALS[recipe.exp][1] == 2 and recipe.log2e_at != "exponent"
-    return float(f"{math.log2(factor) if base_2 else math.log(factor):.6g}")
+    return float(f"{math.log2(factor) if _base_2(recipe) else math.log(factor):.6g}")
+
+
+def _base_2(recipe: Recipe) -> bool:
+    return EXPONENTIALS[recipe.exp][1] == 2 and recipe.log2e_at != "exponent"
 
 
 def _changed(recipe: Recipe, changes: Sequence[dict[str, Any]]) -> list[Recipe]:

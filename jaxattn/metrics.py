@@ -6,6 +6,7 @@ except nmse_llama, whose sums run over all queries of a head, as in llama.cpp's 
 
 import difflib
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -155,6 +156,23 @@ METRICS: Mapping[str, Callable[[Rows], Float64]] = {
         nonfinite,
     )
 }
+
+
+def parse_limit(text: str) -> tuple[str, float | None]:
+    """ "nmse=5e-4" -> ("nmse", 5e-4); a name alone -> (name, None).
+
+    Raises ValueError for a limit that is not a positive number.
+    """
+    name, equals, limit = text.partition("=")
+    if not equals:
+        return name, None
+    try:
+        value = float(limit)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise ValueError(f"the limit of metric {name} must be a positive number, got {limit!r}")
+    return name, value
 
 
 def check_names(names: Sequence[str]) -> tuple[str, ...]:

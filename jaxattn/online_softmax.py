@@ -88,6 +88,7 @@ def step(
 
     peak = jnp.max(s, axis=-1, where=valid, initial=-jnp.inf)
     peak = take("m", "s", peak) + number(f, "m", "max_offset", peak)
+    peak = _stepped(peak, number(f, "m", "max_step", peak))
     m = _running_max(lanes, carry.m, round("m", "running_max", peak), f)
     m_prev = jnp.concatenate([jnp.broadcast_to(carry.m, m.shape[:2])[..., None], m[..., :-1]], -1)
     m, m_prev = jax.lax.stop_gradient((m, m_prev))  # the softmax does not depend on m
@@ -124,6 +125,12 @@ def _probs(lanes: Lanes, round: Any, e: jax.Array) -> tuple[jax.Array, jax.Array
 def _finite(m: jax.Array) -> jax.Array:
     """m, or 0 where no key has been seen yet: -inf - 0 gives p = 0 and a = 0, -inf + inf NaN."""
     return jnp.where(m == -jnp.inf, jnp.zeros_like(m), m)
+
+
+def _stepped(peak: jax.Array, step: jax.Array) -> jax.Array:
+    """peak rounded up to a multiple of the step where there is one; -inf stays."""
+    some = jnp.where(step > 0, step, jnp.ones_like(step))
+    return jnp.where(step > 0, jnp.ceil(peak / some) * some, peak)
 
 
 def _running_max(lanes: Lanes, m: jax.Array, peak: jax.Array, f: Traced) -> jax.Array:

@@ -5,6 +5,7 @@ Its fields are those of fields.py, and what goes with what is checked here.
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -71,6 +72,7 @@ class Recipe:
     bias_factor: float = 1.0
     key_shift: float = 0.0
     max_offset: float = 0.0
+    max_step: float = 0.0
     lazy_threshold: float = 0.0
     rescale_flush: float = float("-inf")
     empty_inverse: float = 0.0
@@ -193,6 +195,8 @@ def _check_consistent(recipe: Recipe) -> None:
         raise ValueError("initial_max must be a number that scores can exceed, or -inf, got inf")
     if recipe.lazy_threshold < 0:
         raise ValueError(f"lazy_threshold must be at least 0, got {recipe.lazy_threshold}")
+    if not 0 <= recipe.max_step < math.inf:
+        raise ValueError(f"max_step must be finite and at least 0, got {recipe.max_step}")
     if not 0 <= recipe.key_shift < 1:
         raise ValueError(f"key_shift must be at least 0 and below 1, got {recipe.key_shift}")
     _check_normalisation(recipe)
@@ -248,6 +252,22 @@ def _check_range(recipe: Recipe) -> None:
             f"reach 2^{exponent:g}, but probs={name_of(recipe.probs)} ends at "
             f"{largest(recipe.probs):g}: lower the threshold or raise the offset"
         )
+
+
+def with_changed(recipes: Sequence[Recipe], settings: Sequence[str]) -> list[Recipe]:
+    """The recipes, and beside each what the settings make of it, `NAME+SETTINGS`, if it differs.
+
+    Raises ValueError for settings that parse_settings refuses, and for some that change nothing.
+    """
+    if not settings:
+        return list(recipes)
+    changes, both = parse_settings(list(settings)), []
+    for recipe in recipes:
+        changed = recipe.replace(**changes, name=f"{recipe.name}+{'+'.join(settings)}")
+        both += [recipe, changed] if changed.identity() != recipe.identity() else [recipe]
+    if len(both) == len(recipes):
+        raise ValueError(f"--set {' '.join(settings)} changes none of the recipes")
+    return both
 
 
 def parse_settings(settings: list[str]) -> dict[str, Any]:

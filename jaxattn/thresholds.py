@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import binomtest
 
-from jaxattn import inputs, kernels
+from jaxattn import inputs, kernels, metrics
 from jaxattn.formats import FLOAT16, FLOAT32, holds, unknown
 from jaxattn.outputs import outputs
 from jaxattn.practice import FLASHINFER, MATRICES, UNFUSED, Matrix, Rule
@@ -92,18 +92,10 @@ def rule_of(text: str) -> Rule:
 
     Raises ValueError for another name, or a limit that is not a positive number.
     """
-    name, equals, limit = text.partition("=")
+    name, limit = metrics.parse_limit(text)
     if name not in RULES:
         raise unknown("metric", name, RULES)
-    if not equals:
-        return RULES[name]
-    try:
-        number = float(limit)
-    except ValueError:
-        number = math.nan
-    if not 0 < number < math.inf:
-        raise ValueError(f"metric {name}: its limit must be a positive number, got {limit!r}")
-    return RULES[name]._replace(limit=number)
+    return RULES[name] if limit is None else RULES[name]._replace(limit=limit)
 
 
 def corrected(recipe: Recipe) -> Recipe:

@@ -146,8 +146,10 @@ def to_dict(found: Thresholds) -> dict[str, Any]:
         }
 
     return {
+        "question": "thresholds",
         "kernel": found.kernel.name,
         "rule": rule_text(found.rule),
+        "statistic": WORDS[found.rule.statistic],
         "tests": [
             {
                 "name": matrix.name,

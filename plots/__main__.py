@@ -1,4 +1,6 @@
-"""`python -m plots DIR`: figures of the rows in DIR, as DIR/_figures/*.png and *.svg.
+"""`python -m plots DIR|FILE`: figures of the rows in DIR, as DIR/_figures/*.png and *.svg.
+
+Or of FILE, what `jaxattn advise|compare|thresholds --json` printed, as .png and .svg beside it.
 
 Exit codes: 0 when the figures are drawn, 2 for bad input (one line), 1 if they cannot be written.
 """
@@ -10,10 +12,15 @@ from pathlib import Path
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m plots", description=__doc__.split("\n")[0])
-    parser.add_argument("directory", metavar="DIR", type=Path, help="what `sweeps run` wrote")
-    root = parser.parse_args().directory
+    parser.add_argument(
+        "source",
+        metavar="DIR|FILE",
+        type=Path,
+        help="what `sweeps run` wrote, or what `jaxattn advise|compare|thresholds --json` printed",
+    )
+    root = parser.parse_args().source
     try:
-        draw(root)
+        draw_answer(root) if root.is_file() else draw(root)
     except (KeyError, TypeError) as error:
         print(f"plots: {root}: rows and manifest are of no study ({error!r})", file=sys.stderr)
         sys.exit(2)
@@ -47,6 +54,20 @@ def draw(root: Path) -> None:
         for name, figure in read_and_draw(root):
             for path in figures.save(figure, root / "_figures", name):
                 print(path, flush=True)
+
+
+def draw_answer(path: Path) -> None:
+    """Draw the answer in `path`, beside it, and print the files' names."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    from plots import answers, figures
+
+    with plt.style.context(figures.STYLE):
+        for drawn in figures.save(answers.figure_of(path), path.parent, path.stem):
+            print(drawn, flush=True)
 
 
 if __name__ == "__main__":

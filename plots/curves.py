@@ -149,11 +149,7 @@ def context_name(n: float) -> str:
 
 def error_axis(ax: Axes, low: float, high: float, *, label: bool) -> None:
     """A log axis with the tolerance as a line across, named once."""
-    ax.set_yscale("log")
-    ax.set_ylim(low, high)
-    decades = round(np.log10(high / low))
-    ax.yaxis.set_major_locator(LogLocator(base=10 ** (1 + (decades > 5)), numticks=20))
-    ax.yaxis.set_minor_locator(NullLocator())
+    error_scale(ax, low, high)
     ax.axhline(TOLERANCE, color="#333333", linewidth=0.7, linestyle=(0, (4, 2)), zorder=2)
     if label:
         ax.annotate(
@@ -167,3 +163,11 @@ def error_axis(ax: Axes, low: float, high: float, *, label: bool) -> None:
             color="#333333",
             bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.3},
         )
+
+
+def error_scale(ax: Axes, low: float, high: float) -> None:
+    ax.set_yscale("log")
+    ax.set_ylim(low, high)
+    decades = round(np.log10(high / low))
+    ax.yaxis.set_major_locator(LogLocator(base=10 ** (1 + (decades > 5)), numticks=20))
+    ax.yaxis.set_minor_locator(NullLocator())

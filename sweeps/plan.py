@@ -161,22 +161,10 @@ def recipes_of(names: Sequence[str], settings: Sequence[str] = ()) -> dict[str, 
     Raises ValueError for unknown recipes, sites and formats, and if no recipe changes.
     """
     from jaxattn import kernels
+    from jaxattn.recipe import with_changed
 
-    recipes = {name: kernels.get(name) for name in names}
-    if not settings:
-        return recipes
-    from jaxattn.recipe import parse_settings
-
-    changes = parse_settings(list(settings))
-    both: dict[str, Any] = {}
-    for name, recipe in recipes.items():
-        both[name] = recipe
-        changed = recipe.replace(**changes, name=f"{name}+{'+'.join(settings)}")
-        if changed.identity() != recipe.identity():
-            both[changed.name] = changed
-    if len(both) == len(recipes):
-        raise ValueError(f"--set {' '.join(settings)} changes none of {', '.join(names)}")
-    return both
+    chosen = [kernels.get(name) for name in dict.fromkeys(names)]
+    return {recipe.name: recipe for recipe in with_changed(chosen, settings)}
 
 
 def inputs_of(

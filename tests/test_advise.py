@@ -11,6 +11,7 @@ from jaxattn import advice_text, advise, candidates, error_curves, inputs, kerne
 from jaxattn.candidates import front, recommend, staircase, weigher, worse
 from jaxattn.cost import WEIGHTS, Cost, dominates
 from jaxattn.recipe import Recipe
+from plots.answers import figure_of
 
 NARROW = kernels.get("hexagon-hmx-fp16").replace(kv_block=64)
 NARROW_L = {"sites": ("running_sum",)}  # the same programs for all tests that weigh l alone
@@ -140,7 +141,7 @@ def test_a_tolerance_that_nothing_meets(few):
     assert "what stops it: gaussian" in said
 
 
-def test_what_was_weighed_is_what_error_curves_says(few):
+def test_what_was_weighed_is_what_error_curves_says(few, tmp_path):
     """The statistic over the rows, worst over seeds, at every context; and as JSON."""
     names = ("gaussian", "uniform01")
     got = advise.advise(NARROW, 600, "nmse=1e-3", regimes=names, rows="max", **NARROW_L)
@@ -160,7 +161,11 @@ def test_what_was_weighed_is_what_error_curves_says(few):
         np.testing.assert_array_equal(errors, [errors[at] for errors in want])
     read = json.loads(json.dumps(advice_text.values(got), allow_nan=False))
     assert read["tried"] == got.tried == 4 and len(read["front"]) == len(got.front)
+    assert read["question"] == "advise" and read["steps"][0] in read["candidates"]
+    assert read["candidates"] == [[c.price, c.worst] for c in got.candidates]
     assert read["as_it_stands"]["errors"]["gaussian"] == got.stands.errors[0].tolist()
+    (tmp_path / "x.json").write_text(json.dumps(read))
+    assert len(figure_of(tmp_path / "x.json").axes) == 1
 
 
 def test_heads_of_a_capture_are_inputs(tmp_path):

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from command import run
 from typer.testing import CliRunner
 
 import jaxattn
@@ -12,6 +13,7 @@ from jaxattn import compare as module
 from jaxattn import kernels
 from jaxattn.agreement import agreement, correlation
 from jaxattn.compare import compare, text, to_dict, verdict
+from plots.answers import figure_of
 
 RNG = np.random.default_rng(7)
 QUERY = RNG.standard_normal((1, 8, 4, 32)).astype(np.float16)
@@ -67,7 +69,7 @@ def test_metrics_are_those_of_numpy():
         np.testing.assert_allclose(values[0], found.observed[name], rtol=1e-3, err_msg=name)
 
 
-def test_causal_regions_group_queries_by_the_keys_that_they_see():
+def test_causal_regions_group_queries_by_the_keys_that_they_see(tmp_path):
     query = np.resize(QUERY[:, :, :2], (1, 400, 2, 32))
     key, value = KEY[:, :600], VALUE[:, :600]
     mask = np.tri(400, 600, 200, dtype=bool)[None, None]
@@ -82,6 +84,8 @@ def test_causal_regions_group_queries_by_the_keys_that_they_see():
     np.testing.assert_allclose(last.observed["nmse"], np.median(nmse[:, 312:], 1), rtol=1e-5)
     np.testing.assert_allclose(last.emulated["nmse"][0], last.observed["nmse"], rtol=1e-3)
     assert (last.observed["nmse"] > 1.2 * first.observed["nmse"]).all()  # a rounding each block
+    (tmp_path / "x.json").write_text(json.dumps(to_dict(found)))
+    assert len(figure_of(tmp_path / "x.json").axes) == 2  # a panel for each head
 
 
 @pytest.mark.parametrize(
@@ -98,7 +102,8 @@ def test_outputs_that_are_no_attention_are_told_and_numbered_all_the_same(spoil,
     found = compare(QUERY, KEY, VALUE, output, ["metal", "float32"])
     assert any(remark in line for line in found.remarks), found.remarks
     assert np.isfinite(found.observed["nmse"]).all()
-    assert json.loads(json.dumps(to_dict(found)))["remarks"] and text(found)
+    told = json.loads(json.dumps(to_dict(found)))
+    assert told["question"] == "compare" and told["remarks"] and text(found)
 
 
 def test_agreement_of_vectors_with_known_angles():
@@ -132,25 +137,16 @@ def test_bad_arguments_are_refused_in_one_line(arguments, match):
         compare(*names, **given)
 
 
-def run(monkeypatch, capsys, *arguments):
-    """(exit code, stdout, stderr) of `jaxattn compare`."""
-    monkeypatch.setattr("sys.argv", ["jaxattn", "compare", *map(str, arguments)])
-    code = 0
-    try:
-        cli.main()
-    except SystemExit as stop:
-        code = stop.code or 0
-    return code, *capsys.readouterr()
-
-
 def test_the_command_names_the_kernel(tmp_path, monkeypatch, capsys):
     path, hidden = tmp_path / "mine.npz", kernels.get("hexagon-hmx-fp16").replace(kv_block=64)
     np.savez(path, query=QUERY, key=KEY, value=VALUE, output=made_by(hidden))
     options = (path, "--recipes", "hexagon-hmx-fp16,float32", "--set", "kv_block=64")
-    code, out, _ = run(monkeypatch, capsys, *options)
+    code, out, _ = run(monkeypatch, capsys, "compare", *options)
     assert code == 0
     assert "errs as hexagon-hmx-fp16+kv_block=64 does: correlation 1.0" in out
-    code, out, _ = run(monkeypatch, capsys, *options, "--json", "--metrics", "nmse,cosine")
+    code, out, _ = run(
+        monkeypatch, capsys, "compare", *options, "--json", "--metrics", "nmse,cosine"
+    )
     told = json.loads(out)
     assert told["recipes"][0]["recipe"] == "hexagon-hmx-fp16+kv_block=64"
     assert told["recipes"][0]["correlation"] > 0.9999 and list(told["observed"]) == [
@@ -178,7 +174,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
 ):
     arrays = {"query": QUERY, "key": KEY, "value": VALUE, "output": QUERY, **change}
     np.savez(tmp_path / "x.npz", **{name: x for name, x in arrays.items() if x is not None})
-    code, out, error = run(monkeypatch, capsys, tmp_path / "x.npz", *options)
+    code, out, error = run(monkeypatch, capsys, "compare", tmp_path / "x.npz", *options)
     assert code == 2 and not out and message in error
     assert error.startswith("jaxattn: ") and error.count("\n") == 1
 

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 
 from jaxattn import cost as costs
@@ -93,6 +94,7 @@ def test_float32_accumulators_of_a_tensor_core_cost_no_conversion():
             {"output_bits", "carry_moves", "output_ops"},
         ),
         ({"max_offset": 1.0}, {"sum_ops"}),
+        ({"max_step": 1.0}, {"sum_ops"}),
         ({"summation": "kahan"}, {"sum_bits", "carry_moves", "sum_ops"}),
         ({"running_sum": "float16:sr"}, {"draws"}),
         ({"inverse": "float32"}, {"sum_bits"}),
@@ -105,6 +107,11 @@ def test_a_change_moves_these_terms_and_no_others(changes, terms):
     )
     assert {name for name in TERMS if getattr(before, name) != getattr(after, name)} == terms
     assert dominates(before, after) and not dominates(after, before)
+
+
+def test_steps_of_one_cost_an_operation_and_others_three():
+    ops = [cost(Recipe(max_step=step), 4096, 128, 128).sum_ops for step in (0.0, 1.0, 0.7)]
+    assert (np.array(ops) * 64).tolist() == [3, 4, 6]
 
 
 def test_lazy_rescaling_saves_work_on_o():

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from jaxattn import dot_product_attention, error_curves, reference_attention
-from jaxattn.formats import FLOAT16
+from jaxattn.formats import FLOAT16, FLOAT32, Format
 from jaxattn.recipe import Recipe
 
 T, S, H, D = 5, 300, 64, 16
@@ -71,6 +71,68 @@ def test_without_roundings_every_normalisation_is_attention(normalise):
     got = dot_product_attention(
         *inputs, mask=masked, recipe=Recipe(normalise=normalise, kv_block=kv_block)
     )
+    expected = reference_attention(*inputs, mask=masked)
+    np.testing.assert_allclose(got, expected, rtol=2e-5, atol=2e-6)
+
+
+ONE_BIT = Format(1, -126, 127)  # of the numbers that it holds, all are powers of two
+
+
+def rising(seed=0):
+    """Inputs whose scores grow along the keys, so that m moves with most blocks."""
+    q, k, v = draw(seed, mean=0.3)
+    return q, k * np.linspace(0.2, 3, S, dtype=F32)[:, None, None], v
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"exp": "exp2", "max_step": 1.0},
+        {"exp": "exp2", "max_step": 1.0, "running_max": "float16", "lazy_threshold": 2.5},
+        {"max_step": 0.693147, "rescale": "float16"},
+    ],
+)
+def test_a_maximum_in_steps_makes_powers_of_two_of_a(fields):
+    """One bit of a, and l and o in half, lose nothing of a, a·l and a·o; without steps they do."""
+    inputs = rising()
+    narrow = {"kv_block": 16, "running_sum": "float16", "output": "float16"}
+    kept = {"rescale": ONE_BIT, "rescaled_sum": FLOAT16, "rescaled_output": FLOAT16}
+    free = {"rescale": FLOAT32, "rescaled_sum": FLOAT32, "rescaled_output": FLOAT32}
+    free["rescale"] = fields.get("rescale", FLOAT32)
+    stepped = attend(inputs, **narrow, **{**fields, **free})
+    np.testing.assert_array_equal(attend(inputs, **narrow, **{**fields, **kept}), stepped)
+    plain = {**fields, "max_step": 0.0}
+    assert differ(
+        attend(inputs, **narrow, **{**plain, **kept}), attend(inputs, **narrow, **{**plain, **free})
+    )
+
+
+def test_a_maximum_in_steps_walked_by_hand():
+    """m is the next integer above the scores in base 2; l and o in half."""
+    inputs = rising()
+    q, k, v = two_dims(inputs)
+    s = q @ k.T * F32(np.log2(np.e) / 8)
+    m = np.full((T, 1), -np.inf, F32)
+    l, o = np.zeros((T, 1), F32), np.zeros((T, D), F32)
+    for start in range(0, S, 16):
+        block = s[:, start : start + 16]
+        m_next = np.maximum(m, np.ceil(block.max(-1, keepdims=True)))
+        p, a = np.exp2(block - m_next), np.exp2(m - m_next)
+        l = half(a * l + p.sum(-1, keepdims=True))
+        o = half(a * o + p @ v[start : start + 16])
+        m = m_next
+    fields = {"exp": "exp2", "kv_block": 16, "running_sum": "float16", "output": "float16"}
+    got = attend(inputs, max_step=1.0, **fields)
+    assert differ(got, o / l) < 0.02
+    assert differ(attend(inputs, **fields), o / l) > 0.5
+
+
+@pytest.mark.parametrize("step", [0.25, 1.0, 3.0])
+def test_without_roundings_a_maximum_in_steps_is_attention(step):
+    inputs = rising()
+    masked = np.ones((1, 1, T, S), bool)
+    masked[..., :2, :70] = masked[..., 2, :] = False  # whole blocks without a key, and a row
+    got = dot_product_attention(*inputs, mask=masked, recipe=Recipe(max_step=step, kv_block=32))
     expected = reference_attention(*inputs, mask=masked)
     np.testing.assert_allclose(got, expected, rtol=2e-5, atol=2e-6)
 

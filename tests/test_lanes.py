@@ -103,6 +103,7 @@ def test_numbers_and_odd_blocks():
     """Offsets and thresholds are traced lanes as well; blocks of 5 fill no vector register."""
     base = Recipe(kv_block=5, lazy_threshold=1.0, running_sum="bfloat16")
     grid = [base.replace(lazy_threshold=t, max_offset=o) for t in (0.5, 2.0) for o in (0.0, 1.5)]
+    grid += [one.replace(max_step=0.75) for one in grid]
     assert_alone_equals_together(grid, (0, 3), 3)
 
 

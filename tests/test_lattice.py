@@ -34,13 +34,14 @@ def test_formats_are_few():
 
 def test_mitigations():
     recipes = lattice.mitigations(NARROW)
-    assert len(recipes) == len(set(recipes)) == 3 * (1 + 1 + 1 + 2 + 3 + 3) - 1
+    assert len(recipes) == len(set(recipes)) == 3 * (1 + 1 + 1 + 1 + 2 + 3 + 3) - 1
     changes = [lattice.change(NARROW, recipe) for recipe in recipes]
     assert {"max_offset": "2.07944"} in changes and {"max_offset": "1.38629"} in changes
+    assert {"max_step": "0.693147", "running_max": "float32"} in changes
     assert {"summation": "kahan", "max_offset": "1.38629"} in changes
     assert {"flush_every": "16"} in changes and {"kv_block": "512"} in changes
     assert {"running_sum": "float16:sr", "output": "float16:sr"} in changes
-    assert all(recipe.running_max == NARROW.running_max for recipe in recipes)
+    assert all(r.running_max == NARROW.running_max for r in recipes if not r.max_step)
 
 
 def test_o_that_is_rounded_within_a_block_may_gain_a_block_at_once():
@@ -52,7 +53,7 @@ def test_o_that_is_rounded_within_a_block_may_gain_a_block_at_once():
 def test_what_cannot_help_is_not_tried():
     wide = lattice.mitigations(Recipe(kv_block="hexagon-hmx-2026-06"))
     fields = {name for recipe in wide for name in lattice.change(Recipe(), recipe)}
-    assert fields == {"max_offset", "lazy_threshold", "kv_block"}
+    assert fields == {"max_offset", "max_step", "lazy_threshold", "kv_block"}
     assert all(recipe.kv_block == "hexagon-hmx-2026-06" for recipe in wide)
     odd = lattice.mitigations(NARROW.replace(running_sum="float16:odd"))
     assert not any(recipe.running_sum.rounding == STOCHASTIC for recipe in odd)

@@ -18,7 +18,7 @@ from jaxattn.formats import (
     Format,
     format_of,
 )
-from jaxattn.recipe import Recipe, parse_settings
+from jaxattn.recipe import Recipe, parse_settings, with_changed
 
 NAMES = (
     "float32 float64 hexagon-hmx-fp16 hexagon-hmx-fp16-qf16 hexagon-hmx-fp16-qf16-spill "
@@ -167,6 +167,8 @@ class TestStorage:
         ({"qk_chunk": 2.0}, "qk_chunk .* must be a positive integer, got 2.0"),
         ({"initial_max": float("nan")}, "initial_max must not be NaN"),
         ({"max_offset": "much"}, "max_offset must be a number, got 'much'"),
+        ({"max_step": -1}, "max_step must be finite and at least 0, got -1"),
+        ({"max_step": "inf"}, "max_step must be finite and at least 0, got inf"),
         ({"mask_value": None}, "mask_value must be a number, got None"),
         ({"kv_block": 0}, "kv_block"),
         ({"kv_block": -64}, "kv_block"),
@@ -334,7 +336,7 @@ class TestKernels:
     def test_an_unknown_name_suggests_the_nearest(self):
         with pytest.raises(ValueError, match="unknown recipe 'hexagon-hmx-fp61'.*hexagon-hmx-fp16"):
             kernels.get("hexagon-hmx-fp61")
-        with pytest.raises(ValueError, match="known: .*float32"):
+        with pytest.raises(ValueError, match="'zzz'; `jaxattn kernels` lists them"):
             kernels.get("zzz")
 
 
@@ -342,3 +344,16 @@ def test_numpy_integers_are_integers():
     recipe = Recipe(kv_block=np.int64(64), output_every=np.int32(8), seed=np.uint32(7))
     assert recipe == Recipe(kv_block=64, output_every=8, seed=7)
     assert type(recipe.kv_block) is int and json.dumps(recipe.to_dict())
+
+
+def test_settings_make_changed_recipes_beside_those_that_they_change():
+    wide = Recipe(name="wide")
+    both = with_changed([wide, HALF], ["running_max=float32"])
+    assert [recipe.name for recipe in both] == [
+        "wide",
+        HALF.name,
+        f"{HALF.name}+running_max=float32",
+    ]
+    assert both[-1].running_max == FLOAT32 and with_changed([wide], []) == [wide]
+    with pytest.raises(ValueError, match="changes none of the recipes"):
+        with_changed([wide], ["running_max=float32"])

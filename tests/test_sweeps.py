@@ -198,7 +198,7 @@ def test_set_puts_a_changed_recipe_beside_each(core):
 
 
 def test_set_that_changes_nothing_is_an_error(core):
-    with pytest.raises(ValueError, match="changes none of metal"):
+    with pytest.raises(ValueError, match="changes none of the recipes"):
         plan.recipes_of(["metal"], ["running_sum=float32"])
 
 

@@ -5,9 +5,9 @@ import json
 
 import numpy as np
 import pytest
+from command import run
 from scipy.stats import binomtest
 
-from jaxattn import __main__ as cli
 from jaxattn import inputs, kernels, practice, thresholds, verdicts
 from jaxattn.fields import SITES
 from jaxattn.formats import FLOAT32, name_of
@@ -22,6 +22,7 @@ from jaxattn.thresholds import (
     rule_of,
     separate,
 )
+from plots.answers import figure_of
 
 RNG = np.random.default_rng(11)
 SMALL = {"queries": 4, "heads": 2, "group": 1, "head_dim": 16}
@@ -162,21 +163,15 @@ def test_answers_in_words_and_numbers(found):
     assert told["tests"][0]["longer"]["gaussian"]["seen_from"] == 256
 
 
+def test_the_answer_as_json_can_be_drawn(found, tmp_path):
+    (tmp_path / "x.json").write_text(json.dumps(thresholds_plain(found)))
+    assert len(figure_of(tmp_path / "x.json").axes) == 1
+
+
 def thresholds_plain(found):
     from jaxattn.compare import plain
 
     return plain(verdicts.to_dict(found))
-
-
-def run(monkeypatch, capsys, *arguments):
-    """(exit code, stdout, stderr) of `jaxattn thresholds`."""
-    monkeypatch.setattr("sys.argv", ["jaxattn", "thresholds", *arguments])
-    code = 0
-    try:
-        cli.main()
-    except SystemExit as stop:
-        code = stop.code or 0
-    return code, *capsys.readouterr()
 
 
 def test_the_command_answers(found, monkeypatch, capsys):
@@ -188,13 +183,15 @@ def test_the_command_answers(found, monkeypatch, capsys):
 
     monkeypatch.setattr(thresholds, "thresholds", answer)
     options = ("--kernel", "metal", "--set", "output=float16", "--metric", "nmse=1e-3")
-    code, out, _ = run(monkeypatch, capsys, *options, "--inputs", "flat,sink", "--seeds", "5")
+    code, out, _ = run(
+        monkeypatch, capsys, "thresholds", *options, "--inputs", "flat,sink", "--seeds", "5"
+    )
     assert code == 0 and "What to add" in out
     ((kernel, rule, given),) = asked
     assert name_of(kernel.output) == "float16" and rule == Rule("nmse", 1e-3)
     assert given["regimes"] == ("flat", "sink") and given["seeds"] == 5
-    code, out, _ = run(monkeypatch, capsys, *options, "--json")
-    assert json.loads(out)["kernel"] == "planted"
+    code, out, _ = run(monkeypatch, capsys, "thresholds", *options, "--json")
+    assert json.loads(out)["kernel"] == "planted" and json.loads(out)["question"] == "thresholds"
 
 
 @pytest.mark.parametrize(
@@ -210,7 +207,7 @@ def test_the_command_answers(found, monkeypatch, capsys):
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(options, message, monkeypatch, capsys):
-    code, out, error = run(monkeypatch, capsys, *options)
+    code, out, error = run(monkeypatch, capsys, "thresholds", *options)
     assert code == 2 and not out and message in error and error.count("\n") == 1
 
 

@@ -40,7 +40,7 @@ def families() -> dict[str, tuple[Recipe, ...]]:
 
 
 def get(name: str) -> Recipe:
-    """The recipe of that name; ValueError with the nearest names if there is none."""
+    """The recipe of that name; ValueError with the nearest names, or where to find them."""
     if name not in _RECIPES:
-        raise unknown("recipe", name, _RECIPES)
+        raise unknown("recipe", name, _RECIPES, "jaxattn kernels")
     return _RECIPES[name]

@@ -52,7 +52,7 @@ def elements(recipe: Recipe, moments: Moments, context: int, rows: int) -> Eleme
     mean, sd, lift = (x[pick, None] for x in (moments.mean, moments.sd, moments.lift))
     z, log_count, gap = _scores(moments, context, rows)
     s = mean + sd * z
-    m = s[:, :1] + recipe.max_offset * unit_of(recipe)
+    m = block_max(recipe, s[:, :1])
     p = np.exp(s - m)
     n = np.exp(log_count + np.where(gap > 0, lift, 0.0))
     l = np.sum(n * p, axis=1, keepdims=True)
@@ -156,6 +156,14 @@ def _score_noise(recipe: Recipe, moments: Moments) -> Float64:
 def _unheld(format: Format, arriving: Format) -> float:
     """Mean square of the relative error that rounding to `format` makes."""
     return 0.0 if holds(format, arriving) else BENFORD * 4.0**-format.precision
+
+
+def block_max(recipe: Recipe, peak: Float64) -> Float64:
+    """What the recipe makes of a block's largest score, both in nats."""
+    unit = unit_of(recipe)
+    height = peak + recipe.max_offset * unit
+    step = recipe.max_step * unit
+    return np.ceil(height / step) * step if step else height
 
 
 def unit_of(recipe: Recipe) -> float:

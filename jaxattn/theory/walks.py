@@ -14,7 +14,7 @@ from scipy.special import ndtr
 
 from jaxattn.formats import FLOAT32, NEAREST_EVEN, Format, holds
 from jaxattn.recipe import Recipe
-from jaxattn.theory.elements import unit_of
+from jaxattn.theory.elements import block_max, unit_of
 from jaxattn.theory.moments import EVERY, Moments, largest_score, weights
 from jaxattn.theory.roundings import error_moments, overflow, rounded, ulp
 
@@ -104,7 +104,7 @@ def path(recipe: Recipe, moments: Moments, block: int, contexts: list[int], rows
             z = last if end % EVERY == 0 else np.minimum(z, last)
         new = (z > peak) & (own.sd > 0)
         peak = np.maximum(z, peak)
-        height = own.mean + own.sd * peak + recipe.max_offset * nats
+        height = block_max(recipe, own.mean + own.sd * peak)
         moves = height > m + recipe.lazy_threshold * nats
         m_next = np.where(moves, height, m)
         a = np.where(np.isfinite(m), np.exp(np.minimum(m - m_next, 0)), 0.0)
