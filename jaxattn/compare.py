@@ -141,8 +141,7 @@ def compare(
         tuple(chosen[i].name for i in rank),
         tuple(agreements[i] for i in rank),
         np.array(heads).reshape(-1, B, N),
-        _by_head(names, observed, ideal),
-        _by_head(names, emulated, ideal),
+        *_by_head(names, observed, emulated, ideal),
         regions,
         tuple(_remarks(observed, ideal)),
     )
@@ -164,12 +163,14 @@ def _attend(
 
 
 def _by_head(
-    names: tuple[str, ...], output: np.ndarray, ideal: np.ndarray
-) -> dict[str, np.ndarray]:
-    """metric -> [..., B, N] of output [..., B, T, N, D]."""
-    rows = output.shape[:-1]
-    found = metrics.measure(names, output, np.zeros(rows), ideal, np.zeros(rows[-3:]))
-    return {name: WORST.get(name, np.median)(found[name], axis=-2) for name in names}
+    names: tuple[str, ...], observed: np.ndarray, emulated: np.ndarray, ideal: np.ndarray
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """metric -> [B, N] of the observed [B, T, N, D], and [recipe, B, N]: one program for both."""
+    both = np.concatenate([observed[None], emulated])
+    rows = both.shape[:-1]
+    found = metrics.measure(names, both, np.zeros(rows), ideal, np.zeros(rows[1:]))
+    by_head = {name: WORST.get(name, np.median)(found[name], axis=-2) for name in names}
+    return {n: x[0] for n, x in by_head.items()}, {n: x[1:] for n, x in by_head.items()}
 
 
 def _regions(
@@ -182,7 +183,7 @@ def _regions(
     regions = []
     for power in np.unique(octave):
         rows = octave == power
-        some = [_by_head(names, x[..., rows, :, :], ideal[:, rows]) for x in (observed, emulated)]
+        some = _by_head(names, observed[:, rows], emulated[:, :, rows], ideal[:, rows])
         above = 0 if 2**power <= FEW_KEYS else 2 ** (power - 1)
         regions.append(Region(int(above), int(2**power), int(rows.sum()), *some))
     return tuple(regions)

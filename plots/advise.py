@@ -106,8 +106,10 @@ def _numbered(advised: Advised) -> list[tuple[int, Named]]:
 
 def _text(i: int, one: Named) -> str:
     change = textwrap.wrap(f"{i}  {one.change or 'no change'}", WRAP, subsequent_indent="    ")
-    title = textwrap.wrap(f"({one.title})", WRAP, initial_indent="    ", subsequent_indent="    ")
-    return "\n".join([*change, *title])
+    title = textwrap.wrap(
+        f"({one.title})", WRAP + 7, initial_indent="    ", subsequent_indent="    "
+    )
+    return "\n".join([*change, *title]).replace("  ", 2 * "\u00a0")  # or SVG drops the second
 
 
 def _gap(labels: list[Label]) -> float:

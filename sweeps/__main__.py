@@ -228,13 +228,14 @@ def report(
     directories: Annotated[list[Path], typer.Argument(metavar="DIR...", help="what `run` wrote")],
     answer: Annotated[
         list[Path] | None,
-        typer.Option(metavar="FILE", help="what a jaxattn command printed, kept as text"),
+        typer.Option(metavar="FILE", help="what a jaxattn command printed, text or JSON"),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="the page [default: DIR/_report.html, of the first]")
     ] = None,
 ) -> None:
     """Write one self-contained HTML page: question, method, figures, tables, provenance."""
+    from sweeps import answers
     from sweeps import report as reports
     from sweeps.store import REPORT, read_manifest, write_whole
 
@@ -245,8 +246,8 @@ def report(
         reports.section(root, _study(read_manifest(root)["study"], quick=False), number)
         for number, root in enumerate(directories)
     ]
-    answers = [reports.answer(path, number) for number, path in enumerate(answer or ())]
-    text = reports.page(sections, answers)
+    answered = [answers.answer(path, number) for number, path in enumerate(answer or ())]
+    text = reports.page(sections, answered)
     write_whole(path, lambda temporary: temporary.write_text(text))
     print(path)
 

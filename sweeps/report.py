@@ -1,7 +1,7 @@
 """One self-contained HTML page of what studies found, its figures inline SVG: no network.
 
-A section for each directory that `run` wrote, and one for each answer of the `jaxattn` command that
-was kept as text.
+A section for each directory that `run` wrote, and one for each answer of the `jaxattn` command
+(sweeps/answers.py).
 """
 
 import html
@@ -19,7 +19,7 @@ QUESTION = (
     "in 16 bits, which of them must be wider, and would its test notice? Made by jaxattn; all of "
     "this page can be made again by the commands under Provenance."
 )
-MOST_BYTES = 2**22  # of an answer, or of one figure: a page that a phone can open
+MOST_BYTES = 2**22  # of one figure: a page that a phone can open
 DECLARATION = re.compile(r"<\?xml[^>]*\?>|<!DOCTYPE[^>]*>|<metadata>.*?</metadata>", re.DOTALL)
 NAMED = re.compile(r'(\bid="|url\(#|href="#)')  # what names, or points to, a part of a picture
 
@@ -34,14 +34,6 @@ class Section(NamedTuple):
     text: str
     recipes: Sequence[dict[str, Any]]
     facts: Sequence[tuple[str, str]]
-
-
-class Answer(NamedTuple):
-    """What a `jaxattn` command printed, under the name of the file that keeps it."""
-
-    anchor: str
-    title: str
-    text: str
 
 
 def section(root: Path, study: Any, number: int) -> Section:
@@ -64,22 +56,6 @@ def section(root: Path, study: Any, number: int) -> Section:
     )
 
 
-def answer(path: Path, number: int) -> Answer:
-    """Raises ValueError for what is no text, or too much of it."""
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file; keep what a jaxattn command prints in it")
-    data = path.read_bytes()[: MOST_BYTES + 1]
-    if not data.strip() or len(data) > MOST_BYTES:
-        raise ValueError(
-            f"{path}: an answer is the text that a jaxattn command printed, of at most"
-            f" {MOST_BYTES >> 20} MiB, and not empty"
-        )
-    try:
-        return Answer(f"answer-{number}", path.stem.replace("_", " "), data.decode())
-    except UnicodeDecodeError:
-        raise ValueError(f"{path}: an answer is text, in UTF-8") from None
-
-
 def picture(path: Path, prefix: str) -> str:
     """The SVG in `path`, its names set apart by `prefix`, so that pictures share a page.
 
@@ -97,8 +73,8 @@ def picture(path: Path, prefix: str) -> str:
     return text.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
 
 
-def page(sections: Sequence[Section], answers: Sequence[Answer]) -> str:
-    """The page; every text in it is escaped, figures alone are markup."""
+def page(sections: Sequence[Section], answers: Sequence[Any]) -> str:
+    """The page of sections and answers.Answer; every text is escaped, figures alone are markup."""
     import jinja2
 
     environment = jinja2.Environment(

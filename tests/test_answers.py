@@ -16,7 +16,9 @@ from plots.__main__ import main
 
 
 def recipe(price: float, error: object, **change: str) -> dict:
-    return {"change": change, "price": price, "worst": {"error": error}}
+    worst = {"error": error, "input": "sink", "context": 16384}
+    told = {"change": change, "price": price, "worst": worst, "safe_up_to": 256}
+    return told | {"worse": [{"input": "biased_v", "ratio": 5.2}]}
 
 
 ADVICE = {
@@ -26,6 +28,8 @@ ADVICE = {
     "tolerance": 5e-4,
     "rows": "median",
     "contexts": [256, 16384],
+    "inputs": ["sink", "biased_v"],
+    "tried": 6,
     "as_it_stands": recipe(3.2, 2e-3),
     "recommended": [
         {"title": "cheapest that holds", **recipe(1.8, 3e-6, row_sum="float32", kv_block="512")},
@@ -39,9 +43,16 @@ HEADS = [[1e-6, 2e-6, 3e-6]]
 COMPARISON = {
     "question": "compare",
     "verdict": "errs as near does: correlation 0.999999",
+    "remarks": ["head 2: all zero"],
     "observed": {"cosine": [[1.0] * 3], "nmse": HEADS},
     "recipes": [
-        {"recipe": name, "correlation_by_head": [[0.9] * 3], "metrics": {"nmse": HEADS}}
+        {
+            "recipe": name,
+            "correlation": 0.9,
+            "unexplained": "nan",
+            "correlation_by_head": [[0.9] * 3],
+            "metrics": {"cosine": HEADS, "nmse": HEADS},
+        }
         for name in ("near", "hexagon-far", "further", "furthest")
     ],
     "regions": [
@@ -65,6 +76,13 @@ THRESHOLDS = {
     "statistic": "largest error in units of unfused PyTorch's",
     "longer": {"gaussian": {"limit": 5e-4}, "sink": {"limit": 5e-4}},
     "limits": {"gaussian": LIMITS, "sink": LIMITS},
+    "tests": [
+        {
+            "name": "its test",
+            "own": {"seen_from": 4096, "false_alarm_from": None},
+            "add": ["a <longer> shape", "sees it"],
+        }
+    ],
 }
 ALL = {told["question"]: told for told in (ADVICE, COMPARISON, THRESHOLDS)}
 
@@ -119,6 +137,7 @@ def test_advice_shows_all_recipes_and_names_those_recommended(tmp_path):
     assert [5e-4, 5e-4] in lines(ax, advise.LIMIT)
     assert lines(ax, advise.FRONT)[0][-1] == 1e-6
     said = "\n".join(text.get_text() for text in ax.texts)
+    said = said.replace("\u00a0", " ")
     assert "1  row_sum=float32 kv_block=512\n    (cheapest that holds)" in said
     assert "tolerance: nmse 0.0005" in said and "as it stands" in said
 

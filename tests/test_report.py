@@ -1,14 +1,17 @@
 """The report: one page that needs nothing else, of what studies found and commands answered."""
 
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from test_answers import ADVICE, ALL, COMPARISON, changed
 
 from sweeps import report
 from sweeps.__main__ import main
+from sweeps.answers import answer
 from sweeps.store import REPORT, StoreError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -47,6 +50,14 @@ def failed(monkeypatch, capsys, *arguments: object) -> tuple[int, str]:
 def written(path: Path, text: str) -> Path:
     path.write_text(text)
     return path
+
+
+def json_of(folder: Path, **changes: object) -> Path:
+    return written(folder / "x.json", json.dumps(ADVICE | changes))
+
+
+def truncated(folder: Path) -> Path:
+    return written(folder / "x.json", json.dumps(ADVICE)[:-9])
 
 
 def test_a_page_of_a_study_and_an_answer(study, tmp_path):
@@ -110,10 +121,24 @@ def test_foreign_pictures_are_refused(tmp_path, hostile):
         (lambda a, study, tmp: a.append(tmp / "nowhere"), "no such directory"),
         (lambda a, study, tmp: a.extend(["--answer", tmp / "none.txt"]), "none.txt"),
         (lambda a, study, tmp: a.extend(["--answer", written(tmp / "e.txt", " ")]), "not empty"),
+        (lambda a, study, tmp: a.extend(["--answer", truncated(tmp)]), "not all of it"),
+        (lambda a, study, tmp: a.extend(["--answer", json_of(tmp, question=1)]), "none of advise"),
+        (lambda a, study, tmp: a.extend(["--answer", json_of(tmp, inputs=1)]), "advise --json"),
+        (lambda a, study, tmp: a.extend(["--answer", json_of(tmp, steps=[])]), "holds no recipes"),
         (lambda a, study, tmp: a.extend(["--out", tmp / "no" / "page.html"]), "that is there"),
         (lambda a, study, tmp: a.extend(["--out", tmp]), "must be a file"),
     ],
-    ids=["directory", "answer", "empty answer", "out", "out a directory"],
+    ids=[
+        "directory",
+        "answer",
+        "empty answer",
+        "truncated",
+        "no question",
+        "no numbers",
+        "no figure",
+        "out",
+        "out a directory",
+    ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(
     study, tmp_path, monkeypatch, capsys, change, words
@@ -133,3 +158,40 @@ def test_a_study_without_figures_says_how_to_draw_them(study, tmp_path, monkeypa
     finally:
         (tmp_path / "away").rename(study / "_figures")
     assert code == 2 and "python -m plots" in line
+
+
+SAID = {
+    "advise": (
+        "(1) cheapest that holds:",
+        "row_sum=float32 kv_block=512",
+        "3.00e-06 at worst (sink",
+    ),
+    "compare": ("errs as near does", "head 2: all zero", "observed", "0.900000"),
+    "thresholds": ("gaussian", "1/8", "its test: as it is, sees it from 4,096 keys", "<longer>"),
+}
+
+
+@pytest.mark.parametrize("told", ALL.values(), ids=ALL)
+def test_an_answer_in_json_is_a_figure_and_its_numbers(told, tmp_path):
+    path = written(tmp_path / "my_x.json", json.dumps(told))
+    got = answer(path, 4)
+    assert got.title == "my x" and got.figure.startswith('<svg role="img" aria-label="my x"')
+    assert set(re.findall(r'\bid="(..)', got.figure)) == {"a4"}
+    assert all(words in got.text for words in SAID[told["question"]])
+    page = report.page([], [got])
+    assert got.figure in page and "<longer>" not in page
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_words_of_an_answer_stay_words(tmp_path):
+    told = changed(COMPARISON, "recipes", 0, "recipe", "<script>alert(1)</script>")
+    told["verdict"] = told["remarks"][0] = '</pre><img src="x">'
+    page = report.page([], [answer(written(tmp_path / "<b>.json", json.dumps(told)), 0)])
+    for markup in ("<script", "<img", "<b>", "</pre><img"):
+        assert markup not in page
+    assert "&lt;script&gt;alert(1)" in page and "&lt;b&gt;" in page
+
+
+def test_json_that_is_no_answer_with_a_figure_is_shown_as_it_is(tmp_path):
+    path = written(tmp_path / "kernel.json", '{"name": "metal"}')
+    assert answer(path, 0)[2:] == ('{"name": "metal"}', "")

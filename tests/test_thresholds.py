@@ -143,10 +143,15 @@ def test_an_overflow_is_seen():
 
 @pytest.fixture(scope="module")
 def found():
-    matrix = LLAMA._replace(contexts=(113,), sizes=SMALL, rule=Rule("nmse_llama", 5e-4))
-    return thresholds.thresholds(
-        PLANTED, longest=512, seeds=2, samples=16, matrices=(matrix,), regimes=("gaussian",)
-    )
+    """Samples and the matrix have the shape of the search, so that one program does for all."""
+    shape = thresholds.SIZES
+    matrix = LLAMA._replace(contexts=(113,), sizes=shape, rule=Rule("nmse_llama", 5e-4))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(thresholds, "SAMPLE_SIZES", shape)
+        patch.setattr(thresholds, "SAMPLE_HEADS", shape["heads"])
+        return thresholds.thresholds(
+            PLANTED, longest=512, seeds=2, samples=16, matrices=(matrix,), regimes=("gaussian",)
+        )
 
 
 def test_answers_in_words_and_numbers(found):
