@@ -150,7 +150,9 @@ def show_advice(
     allow: Annotated[
         str, typer.Option(help="Formats of the accumulators.")
     ] = "float16,bfloat16,fp22,float32",
-    rows: Annotated[str, typer.Option(help="Error over rows: median, p99 or max.")] = "median",
+    rows: Annotated[
+        str, typer.Option(help="Error over rows: median, p99 or max (of 16 rows the same).")
+    ] = "median",
     weights: Annotated[
         str | None, typer.Option(help="Of the cost, to sort by: term=number,term=number.")
     ] = None,

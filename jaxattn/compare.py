@@ -197,9 +197,9 @@ def _remarks(observed: np.ndarray, ideal: np.ndarray) -> list[str]:
         x, exact = observed[b, :, n], ideal[b, :, n]
         where = str(n) if B == 1 else f"{b}.{n}"
         error, size = np.sum((x - exact) ** 2), np.sum(exact**2)
-        if not x.any():
+        if not x.any() and exact.any():
             found.setdefault("all zero: it looks like a kernel that did not run", []).append(where)
-        elif x.size > 1 and np.ptp(x) == 0:
+        elif x.size > 1 and np.ptp(x) == 0 < np.ptp(exact):
             what = "one number throughout: it looks like a kernel that did not run"
             found.setdefault(what, []).append(where)
         elif error > FAR * size:

@@ -85,7 +85,9 @@ def change(kernel: Recipe, recipe: Recipe) -> dict[str, str]:
         before, after = getattr(kernel, name), getattr(recipe, name)
         if before != after:
             site = name_of(after) if name in SITES else None
-            found[name] = site or (f"{after:.6g}" if name in NUMBERS else str(after).lower())
+            short = f"{after:.6g}" if name in NUMBERS else str(after).lower()
+            exact = name not in NUMBERS or float(short) == after
+            found[name] = site or (short if exact else repr(after))
     for site, leader in FOLLOWS.items():  # which replace() changes by itself
         if site in found and getattr(kernel, site) == getattr(kernel, leader) != FLOAT32:
             if found.get(leader) == found[site]:

@@ -363,7 +363,7 @@ def finish(
     sinks [R] or None; random: a PRNG key, where sinks meet a site that rounds stochastically;
     some: int [n], the lanes of y to finish, all of them by default.
     """
-    carry = _settled(lanes, f, carry)
+    flushed, carry = carry.flushed, _settled(lanes, f, carry)
     if some is not None:
         f = {**f, "y": jax.tree.map(lambda x: x[some], f["y"])}
     round, take = rounder(lanes, f, random), functools.partial(lanes.take, "y", some=some)
@@ -372,11 +372,13 @@ def finish(
     normalise, kind = lanes.structure.normalise, None if sinks is None else lanes.structure.sinks
     if kind in ("end", "after") and normalise in ("blocks", "before"):
         o, normalise = o * l[..., None], "divide"
-    if sinks is not None and kind == "end":
-        m, l, o = _meet_sink(lanes, f, round, sinks, m, l, o)
+    unrounded = lambda quantity, site, x: x  # noqa: E731
+    if sinks is not None and kind == "end":  # of flushed sums, into the wide ones
+        meet = round if flushed is None else unrounded
+        m, l, o = _meet_sink(lanes, f, meet, sinks, m, l, o)
     o = round("y", "final_output", o)
     if sinks is not None and kind == "after":
-        m, l, o = _meet_sink(lanes, f, lambda quantity, site, x: x, sinks, m, l, o)
+        m, l, o = _meet_sink(lanes, f, unrounded, sinks, m, l, o)
     empty = l == 0
     safe = jnp.where(empty, jnp.ones_like(l), l)
     inverse = jnp.where(empty, number(f, "y", "empty_inverse", l), 1 / safe)

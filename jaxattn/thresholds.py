@@ -44,8 +44,8 @@ Statistic = Callable[[Array, Array, Array, float], float]  # output, oracle, bas
 
 
 def _ratio(part: float, whole: float) -> float:
-    """part / whole; inf where whole is 0, as a kernel that gives zeros makes it."""
-    return float(part / whole) if whole else math.inf
+    """part / whole; of a whole of 0, as a kernel that gives zeros makes it, inf (0 for no part)."""
+    return float(part / whole) if whole else math.inf if part > 0 else 0.0
 
 
 def nmse(output: Array, oracle: Array, baseline: Array, atol: float) -> float:
@@ -121,12 +121,30 @@ class Tried(NamedTuple):
     @property
     def seen(self) -> int | None:
         """The least context at which every seed fails the kernel."""
-        return _first(self.contexts, np.all(self.kernel > self.limit, axis=1))
+        return _first(self.contexts, self._all_seen)
+
+    @property
+    def useful(self) -> int | None:
+        """The least context at which every seed fails the kernel and none the corrected one."""
+        return _first(self.contexts, self._all_seen & ~self._any_alarm)
+
+    @property
+    def unseen_again(self) -> bool:
+        """Whether some seed lets the kernel pass at a longer context than `seen`."""
+        return bool((np.diff(self._all_seen.astype(int)) < 0).any())
 
     @property
     def false_alarm(self) -> int | None:
         """The least context at which any seed fails the corrected kernel."""
-        return _first(self.contexts, np.any(self.correct > self.limit, axis=1))
+        return _first(self.contexts, self._any_alarm)
+
+    @property
+    def _all_seen(self) -> Array:
+        return np.asarray(np.all(self.kernel > self.limit, axis=1))
+
+    @property
+    def _any_alarm(self) -> Array:
+        return np.asarray(np.any(self.correct > self.limit, axis=1))
 
 
 def _first(contexts: Array, failed: Array) -> int | None:
@@ -221,16 +239,22 @@ def levels(tried: Tried) -> list[Level]:
 
 
 def separate(good: Array, bad: Array) -> float:
-    """The limit of two digits that the fewest `good` exceed and the fewest `bad` do not.
+    """The limit that the fewest `good` exceed and the fewest `bad` do not.
 
-    In the middle, on a logarithmic scale, of where that is so.
+    In the middle, on a logarithmic scale, of where that is so; of two digits where that is room
+    enough; inf where nothing is finite.
     """
-    tops = np.unique(np.concatenate([good, bad[np.isfinite(bad)]]))
+    both = np.concatenate([good, bad])
+    tops = np.unique(both[np.isfinite(both)])
+    if not tops.size:
+        return math.inf
     wrong = [np.sum(good > x) + np.sum(bad <= x) for x in tops]
     best = int(np.argmin(wrong))
     low = max(tops[best], np.finfo(float).tiny)
     above = tops[best + 1] if best + 1 < len(tops) else 100 * low
-    return float(f"{math.sqrt(low) * math.sqrt(above):.1e}")
+    middle = math.sqrt(low) * math.sqrt(above)
+    rounded = (float(f"{middle:.{digits}e}") for digits in range(1, 17))
+    return next((limit for limit in rounded if low <= limit < above), float(low))
 
 
 def rate(events: Array) -> tuple[int, int, float, float]:

@@ -23,18 +23,12 @@ def rule_text(rule: Rule) -> str:
 
 
 def noticed(tried: Tried) -> str:
-    """`seen from 4,096`, and whether that means anything."""
+    """`seen from 4,096`, with ~ where not at all longer ones, and whether that means anything."""
     seen, alarm = tried.seen, tried.false_alarm
     sometimes = bool((tried.kernel > tried.limit).any())
     words = "seen in some draws only" if sometimes else "not seen"
-    words = words if seen is None else f"seen from {seen:,}"
+    words = words if seen is None else f"seen from {seen:,}" + "~" * tried.unseen_again
     return words if alarm is None else f"{words}; fails a correct one from {alarm:,}"
-
-
-def useful(tried: Tried) -> int | None:
-    """The least context at which the kernel is seen and the corrected one is let pass."""
-    seen, alarm = tried.seen, tried.false_alarm
-    return None if seen is None or (alarm is not None and alarm <= seen) else seen
 
 
 def text(found: Thresholds) -> list[str]:
@@ -77,7 +71,8 @@ def text(found: Thresholds) -> list[str]:
                 f"{level.limit:>10.2g}{_rate(level.false_alarm):>24}{_rate(level.miss):>24}"
             )
     lines += [
-        f"  (of the half of the samples that did not choose the limit; {CONFIDENCE:.0%} interval)",
+        f"  (of the half of the samples that did not choose the limit; {CONFIDENCE:.0%} interval."
+        " ~: some draw lets it pass again at a longer context)",
         "",
         *least(found),
         "",
@@ -95,7 +90,7 @@ def sound(found: Thresholds) -> bool:
 
 def least(found: Thresholds) -> list[str]:
     """Where the fewest keys are enough."""
-    places = [(useful(tried), *place) for place, tried in found.search.items()]
+    places = [(tried.useful, *place) for place, tried in found.search.items()]
     seen = [(keys, name, regime) for keys, name, regime in places if keys is not None]
     if not seen:
         return ["None of these rules sees it and lets a correct kernel pass."]
@@ -116,7 +111,7 @@ def advice(found: Thresholds, matrix: Matrix) -> list[str]:
     """A shape that would see the kernel by the test's own rule, or else a limit that would."""
     regimes = sorted(found.levels, key=lambda regime: regime != matrix.inputs)
     for regime in regimes:
-        keys = useful(found.search[matrix.name, regime])
+        keys = found.search[matrix.name, regime].useful
         if keys is not None:
             inputs = "its own inputs" if regime == matrix.inputs else f"inputs {regime}"
             return [f"{matrix.shape.format(keys=keys)}", f"sees it, with {inputs}"]
@@ -124,7 +119,7 @@ def advice(found: Thresholds, matrix: Matrix) -> list[str]:
     told = [x for x in found.levels[regime] if max(x.false_alarm[0], x.miss[0]) == 0]
     if not told:
         return ["no context of these tells the kernel from a correct one by a limit"]
-    level = told[-1]
+    level = told[0]
     return [
         matrix.shape.format(keys=level.context),
         f"does not see it; {WORDS[found.rule.statistic]} <= {level.limit:g} of each head, against"

@@ -110,6 +110,16 @@ def test_a_member_equals_its_one_recipe_run(means):
     assert_alone_equals_together(grid, (4,), 3)
 
 
+def test_a_sink_at_the_end_meets_the_wide_sums():
+    """An l of 70,000 overflows 16 bits, and the float32 sum that it is flushed into does not."""
+    query, key = np.zeros((1, 1, 1, 4), np.float32), np.zeros((1, 70_000, 1, 4), np.float32)
+    halves = {"kv_block": 100, "running_sum": "float16", "sinks": "end"}
+    recipe = Recipe(**halves, flush_every=16)
+    sinks = np.array([np.log(70_000)], np.float32)
+    out = dot_product_attention(query, key, key + 1, recipe=recipe, sinks=sinks)
+    np.testing.assert_allclose(out, 0.5, rtol=1e-3)
+
+
 @pytest.mark.parametrize(
     ("fields", "said"),
     [

@@ -200,6 +200,8 @@ def test_more_bits_and_longer_blocks_are_better():
         ({"exp": "exp2_poly3"}, "exp='exp2_poly3' has an error of its own"),
         ({"query": "int8", "query_group": 4}, "by groups"),
         ({"normalise": "blocks", "output": "float16"}, "output rounded at every block"),
+        ({"running_sum": "float16", "summation": "kahan"}, "compensated or flushed"),
+        ({"running_sum": "float16", "flush_every": 16}, "compensated or flushed"),
     ],
 )
 def test_what_is_outside_is_nan_and_says_why(changes, why):

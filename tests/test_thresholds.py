@@ -98,6 +98,10 @@ def test_limits_err_least():
     assert good.max() < limit < bad.min()
     assert 0 < separate(np.array([0.0, 0.0]), np.array([np.inf, np.inf])) < np.inf
     assert separate(np.array([1.0, 2.0]), np.array([np.inf, np.inf])) > 2
+    good, bad = np.array([1.001e-4] * 9), np.array([1.0035e-4] * 9)  # two digits cannot tell
+    assert (good <= separate(good, bad)).all() and (bad > separate(good, bad)).all()
+    assert 1.1e-5 < separate(np.array([1e-5, 1.1e-5, np.inf]), np.full(3, np.inf)) < np.inf
+    assert separate(np.full(3, np.inf), np.full(3, np.inf)) == np.inf
 
 
 def test_intervals_are_exact():
@@ -275,11 +279,23 @@ def test_a_sound_kernel_is_told_so(found):
 def test_words_do_not_hide_a_false_alarm():
     at, bad, good = np.array([256, 512]), np.array([[0.0, 2], [2, 2]]), np.zeros((2, 2))
     tried = thresholds.Tried(at, bad, good, 1.0)
-    assert verdicts.noticed(tried) == "seen from 512" and verdicts.useful(tried) == 512
+    assert verdicts.noticed(tried) == "seen from 512" and tried.useful == 512
     assert verdicts.noticed(tried._replace(kernel=bad[:1], contexts=at[:1])) == (
         "seen in some draws only"
     )
     assert verdicts.noticed(tried._replace(kernel=good)) == "not seen"
     alarming = tried._replace(correct=bad)  # one draw is enough to call it one
     assert verdicts.noticed(alarming) == "seen from 512; fails a correct one from 256"
-    assert verdicts.useful(alarming) is None
+    assert alarming.useful is None
+    early = tried._replace(kernel=2 * np.ones((2, 2)), correct=np.array([[2.0, 0], [0, 0]]))
+    assert early.seen == 256 and early.useful == 512
+    gone = tried._replace(kernel=bad[::-1])
+    assert verdicts.noticed(gone) == "seen from 256~" and gone.useful == 256
+
+
+def test_nothing_over_nothing_is_no_error():
+    same = np.ones((2, 2))
+    assert thresholds.times_baseline(same, same, same, 0.0) == 0
+    assert thresholds.times_baseline(same, same, same, 1e-5) == 0
+    assert thresholds.times_baseline(same + 1, same, same, 0.0) == np.inf
+    assert thresholds.nmse(0 * same, 0 * same, same, 0.0) == 0

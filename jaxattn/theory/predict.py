@@ -135,6 +135,8 @@ def outside(recipe: Recipe) -> str:
     if recipe.query_group or recipe.key_group or recipe.key_shift:
         return "inputs are scaled or shifted by groups"
     narrow = [x for x in ("output", "rescaled_output", "inverse") if getattr(recipe, x) != FLOAT32]
+    if recipe.summation != "plain" or recipe.flush_every is not None:
+        return "sums that are compensated or flushed are not predicted"
     if recipe.normalise == "blocks" and narrow:
         return f"normalise='blocks' with {narrow[0]} rounded at every block"
     return ""
