@@ -15,7 +15,7 @@ import numpy as np
 from jaxattn import captures, kernels, lattice, metrics
 from jaxattn.candidates import Candidate, front, recommend, staircase, weigher
 from jaxattn.cost import WEIGHTS, in_matrix_unit
-from jaxattn.curves import default_contexts, error_curves
+from jaxattn.curves import LONGEST, default_contexts, error_curves
 from jaxattn.formats import unknown
 from jaxattn.inputs import REGIMES, regime
 from jaxattn.recipe import Recipe
@@ -96,6 +96,8 @@ def sources_of(
     """
     if context < SHORTEST:
         raise ValueError(f"context must be at least {SHORTEST} keys, got {context}")
+    if context > LONGEST:
+        raise ValueError(f"context must be at most {LONGEST} keys, got {context}")
     if inputs is not None:
         if regimes is not None:
             raise ValueError("inputs come from a file or from regimes, not from both")

@@ -195,6 +195,8 @@ def _check_consistent(recipe: Recipe) -> None:
         raise ValueError("initial_max must be a number that scores can exceed, or -inf, got inf")
     if recipe.lazy_threshold < 0:
         raise ValueError(f"lazy_threshold must be at least 0, got {recipe.lazy_threshold}")
+    if not math.isfinite(recipe.max_offset):
+        raise ValueError(f"max_offset must be finite, got {recipe.max_offset}")
     if not 0 <= recipe.max_step < math.inf:
         raise ValueError(f"max_step must be finite and at least 0, got {recipe.max_step}")
     if not 0 <= recipe.key_shift < 1:

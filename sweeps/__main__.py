@@ -240,8 +240,8 @@ def report(
     from sweeps.store import REPORT, read_manifest, write_whole
 
     path = out or directories[0] / REPORT
-    if path.is_dir() or not path.parent.is_dir():
-        raise ValueError(f"--out {path}: must be a file, in a directory that is there")
+    if path.suffix != ".html" or path.is_dir() or not path.parent.is_dir():
+        raise ValueError(f"--out {path}: must be an .html file, in a directory that is there")
     sections = [
         reports.section(root, _study(read_manifest(root)["study"], quick=False), number)
         for number, root in enumerate(directories)

@@ -6,6 +6,7 @@ A section for each directory that `run` wrote, and one for each answer of the `j
 
 import html
 import re
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +22,15 @@ QUESTION = (
 )
 MOST_BYTES = 2**22  # of one figure: a page that a phone can open
 DECLARATION = re.compile(r"<\?xml[^>]*\?>|<!DOCTYPE[^>]*>|<metadata>.*?</metadata>", re.DOTALL)
+SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
+ROOT, HREF = f"{{{SVG}}}svg", f"{{{XLINK}}}href"
+# What matplotlib writes; nothing else comes onto the page.
+ELEMENTS = {
+    f"{{{SVG}}}{name}" for name in "svg g path use defs clipPath rect text tspan style".split()
+}
+ATTRIBUTES = {HREF, *"style x y id d clip-path transform width height viewBox version type".split()}
+ElementTree.register_namespace("", SVG)
+ElementTree.register_namespace("xlink", XLINK)
 NAMED = re.compile(r'(\bid="|url\(#|href="#)')  # what names, or points to, a part of a picture
 
 
@@ -42,17 +52,24 @@ def section(root: Path, study: Any, number: int) -> Section:
     Raises StoreError where there are none, or where they are not those of one study.
     """
     manifest, stored = read_rows(root)
+    try:
+        text, facts = study.text(stored.to_pandas(), manifest), _facts(manifest)
+        method, recipes = _method(manifest), _recipes(manifest)
+    except (LookupError, ValueError, TypeError, AttributeError) as error:
+        raise StoreError(
+            f"{root}: rows and manifest are not those of one study ({error!r})"
+        ) from None
     paths = sorted((root / "_figures").glob("*.svg")) if study.has_figures else []
     if study.has_figures and not paths:
         raise StoreError(f"{root}: no figures are drawn; python -m plots {root} draws them")
     return Section(
         f"study-{number}",
         str(manifest["title"]),
-        _method(manifest),
+        method,
         [picture(path, f"s{number}f{i}-") for i, path in enumerate(paths)],
-        study.text(stored.to_pandas(), manifest),
-        _recipes(manifest),
-        _facts(manifest),
+        text,
+        recipes,
+        facts,
     )
 
 
@@ -63,11 +80,18 @@ def picture(path: Path, prefix: str) -> str:
     """
     if path.stat().st_size > MOST_BYTES:
         raise StoreError(f"{path}: a figure of more than {MOST_BYTES >> 20} MiB")
-    text = DECLARATION.sub("", path.read_text(errors="replace")).strip()
-    if not text.startswith("<svg") or re.search(
-        r"<script|<foreignObject|\son\w+=|href=(?!\"#)|url\((?!#)|@import", text, re.IGNORECASE
-    ):
-        raise StoreError(f"{path}: not a figure that python -m plots draws; delete it, draw again")
+    foreign = f"{path}: not a figure that python -m plots draws; delete it, draw again"
+    try:
+        root = ElementTree.fromstring(DECLARATION.sub("", path.read_text(errors="replace")).strip())
+    except (ElementTree.ParseError, ValueError):
+        raise StoreError(foreign) from None
+    for part in root.iter():
+        known = part.tag in ELEMENTS and set(part.attrib) <= ATTRIBUTES
+        if not known or not part.get(HREF, "#").startswith("#"):
+            raise StoreError(foreign)
+    text = ElementTree.tostring(root, "unicode")  # of what was looked at alone: no comments
+    if root.tag != ROOT or re.search(r"url\((?!#)|@import", text, re.IGNORECASE):
+        raise StoreError(foreign)
     text = NAMED.sub(rf"\g<1>{prefix}", text)
     label = html.escape(path.stem.replace("_", " "))
     return text.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)

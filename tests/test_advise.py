@@ -241,6 +241,7 @@ class TestCommandLine:
             (("--tolerance", "nmse=-1"), "must be a positive number"),
             (("--tolerance", "cosine=0.9"), "an error, which cosine is not"),
             (("--context", "100"), "at least 256"),
+            (("--context", "2147483648"), "at most 1073741824"),
             (("--regime", "gausian"), "did you mean 'gaussian'"),
             (("--regime", "gaussian", "--inputs", "short.npz"), "not from both"),
             (("--inputs", "short.npz"), "ends after 300 keys; ask for 300 or less"),

@@ -167,6 +167,7 @@ class TestStorage:
         ({"qk_chunk": 2.0}, "qk_chunk .* must be a positive integer, got 2.0"),
         ({"initial_max": float("nan")}, "initial_max must not be NaN"),
         ({"max_offset": "much"}, "max_offset must be a number, got 'much'"),
+        ({"max_offset": "inf"}, "max_offset must be finite, got inf"),
         ({"max_step": -1}, "max_step must be finite and at least 0, got -1"),
         ({"max_step": "inf"}, "max_step must be finite and at least 0, got inf"),
         ({"mask_value": None}, "mask_value must be a number, got None"),

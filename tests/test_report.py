@@ -102,6 +102,10 @@ def test_pictures_share_a_page(tmp_path):
     "hostile",
     [
         "not a picture",
+        SVG.replace("<g ", '<g onload ="alert(1)" '),
+        SVG.replace("<metadata>", "<form action='/x'></form><metadata>"),
+        SVG + "<p>more</p>",
+        "<html xmlns='http://www.w3.org/1999/xhtml'/>",
         SVG.replace("<metadata>", "<script>alert(1)</script><metadata>"),
         SVG.replace("<g ", '<g onload="alert(1)" '),
         SVG.replace("#glyph", "https://example.org/x.svg#glyph"),
@@ -126,7 +130,7 @@ def test_foreign_pictures_are_refused(tmp_path, hostile):
         (lambda a, study, tmp: a.extend(["--answer", json_of(tmp, inputs=1)]), "advise --json"),
         (lambda a, study, tmp: a.extend(["--answer", json_of(tmp, steps=[])]), "holds no recipes"),
         (lambda a, study, tmp: a.extend(["--out", tmp / "no" / "page.html"]), "that is there"),
-        (lambda a, study, tmp: a.extend(["--out", tmp]), "must be a file"),
+        (lambda a, study, tmp: a.extend(["--out", tmp]), "must be an .html file"),
     ],
     ids=[
         "directory",
