@@ -3,7 +3,7 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, NoReturn, cast
 
 import typer
 
@@ -11,9 +11,10 @@ from jaxattn import atlas, kernels
 from jaxattn.recipe import with_changed
 
 SHOWN = 4  # recipes that compare shows of those it tries by itself
+# click's ClickException, wherever this version of typer keeps it
+CLI_ERROR = cast(type[Exception], typer.BadParameter.__mro__[2])
 
 app = typer.Typer(
-    no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -190,10 +191,19 @@ def show_advice(
 def main() -> None:
     """Exit 0 when the question was answered, 2 for bad input, with one line that says why."""
     try:
-        app()
+        arguments = sys.argv[1:] or ["--help"]
+        sys.exit(app(arguments, prog_name="jaxattn", standalone_mode=False) or 0)
+    except CLI_ERROR as error:
+        _fail(cast(Any, error).format_message(), 2)
     except (ValueError, TypeError, OSError) as error:
-        print(f"jaxattn: {error}", file=sys.stderr)
-        sys.exit(2)
+        _fail(error, 2)
+    except (typer.Abort, KeyboardInterrupt):
+        _fail("interrupted", 130)
+
+
+def _fail(message: object, code: int) -> NoReturn:
+    print(f"jaxattn: {' '.join(str(message).split())}", file=sys.stderr)
+    sys.exit(code)
 
 
 if __name__ == "__main__":
