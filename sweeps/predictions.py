@@ -5,7 +5,6 @@ those of the rows: predictions are made where they are asked for, and stand apar
 """
 
 import functools
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
+from sweeps.keys import sources_hash
 from sweeps.plan import Inputs, Job, Part
 from sweeps.run import Interrupts, Progress
 from sweeps.store import PREDICTED, write_whole
@@ -44,11 +44,11 @@ def add(jobs: Sequence[Job], root: Path, progress: Progress) -> list[str]:
     parts = [part for job in steady for part in job.parts if not theory.outside(part.recipe)]
     rows = _read(path, version, {part.key for part in parts})
     there = set(rows["key"].to_pylist())
-    todo = [part for part in parts if part.key not in there]
-    progress.plan([part.contexts[-1] for part in todo])
+    todo = {part.key: part for part in parts if part.key not in there}
+    progress.plan([part.contexts[-1] for part in todo.values()])
     with Interrupts() as interrupts:
         for job in steady:
-            missing = [part for part in job.parts if part in todo]
+            missing = [part for part in job.parts if part.key in todo]
             moments = _moments(job.inputs) if missing else {}
             found = []
             for part in missing:
@@ -118,5 +118,4 @@ def _read(path: Path, version: str, keys: set[str]) -> pa.Table:
 def _version() -> str:
     from jaxattn import theory
 
-    folder = Path(str(theory.__file__)).parent
-    return hashlib.sha256(b"".join(p.read_bytes() for p in sorted(folder.glob("*.py")))).hexdigest()
+    return sources_hash(Path(str(theory.__file__)).parent)
