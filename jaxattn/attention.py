@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxattn import arguments, kernels, online_softmax, scores, tiles
+from jaxattn import accumulation, arguments, kernels, online_softmax, scores, tiles
 from jaxattn.formats import format_of
 from jaxattn.lanes import Lanes, random_keys, weave
 from jaxattn.recipe import Recipe
@@ -179,7 +179,7 @@ def _attend(
     queries = jax.vmap(jax.vmap(lambda q: prepare(q, scale, softcap, heads=G)))(q)
     start = jax.vmap(jax.vmap(lambda _, s: online_softmax.init(lanes, f, T * G, D, s)))
 
-    def attend(chunk: tuple[jax.Array, jax.Array, jax.Array]) -> online_softmax.Carry:
+    def attend(chunk: tuple[jax.Array, jax.Array, jax.Array]) -> accumulation.Carry:
         numbers, starts, stop = chunk
 
         def body(carry: Any, numbered: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
@@ -210,7 +210,7 @@ def _attend(
     stops = jnp.asarray([stop for _, stop in points], jnp.int32)
     numbers = jnp.arange(len(points) * longest, dtype=jnp.int32).reshape(len(points), longest)
     chunks = jax.lax.map(attend, (numbers, jnp.asarray(np.stack(starts)), stops))
-    merge = jax.vmap(jax.vmap(functools.partial(online_softmax.merge, lanes, f)))
+    merge = jax.vmap(jax.vmap(functools.partial(accumulation.merge, lanes, f)))
     parts = [jax.tree.map(lambda x, i=i: x[i], chunks) for i in range(len(points))]
     carry = functools.reduce(merge, parts)
     finish = functools.partial(online_softmax.finish, lanes, f)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxattn import online_softmax
+from jaxattn import accumulation, online_softmax
 from jaxattn.lanes import Lanes
 from jaxattn.metrics import measure_rows
 from jaxattn.passes import Outcome
@@ -79,7 +79,7 @@ def _errors(
     size = -(-count // steps)
     some = jnp.minimum(jnp.arange(steps * size), count - 1).reshape(steps, size)
 
-    def finish(some: jax.Array, carry: online_softmax.Carry) -> tuple[jax.Array, ...]:
+    def finish(some: jax.Array, carry: accumulation.Carry) -> tuple[jax.Array, ...]:
         done = online_softmax.finish(lanes, f, carry, some=some if steps > 1 else None)
         return tuple(x.reshape(size, R // group, group, *x.shape[2:]) for x in done)
 

@@ -1,46 +1,21 @@
-"""The online softmax over KV blocks, of all lanes at once: init, step, merge, finish.
+"""The online softmax over KV blocks, of all lanes at once: init, step, finish.
 
 Letters: R query rows that share a KV head, n blocks of w keys in a tile, H and D head and value
 dim; every array of a quantity has its lanes (lanes.py) on the leading axis.
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxattn import contraction
+from jaxattn.accumulation import Carry, Flushed, accumulate, finite, settled
 from jaxattn.exponentials import EXPONENTIALS, LOG2E
 from jaxattn.formats import Format
 from jaxattn.lanes import Lanes, Traced, number, rounder
 from jaxattn.scores import Queries, each_lane, scores
-
-
-class Flushed(NamedTuple):
-    """What l and o were flushed into, in storage precision: m (at the last flush), l and o as in
-    Carry; blocks: int32, those since then."""
-
-    m: jax.Array
-    l: jax.Array
-    o: jax.Array
-    blocks: jax.Array
-
-
-class Carry(NamedTuple):
-    """m [lanes, R], l [lanes, R], o [lanes, R, D], and lost [lanes of l, R].
-
-    lost is the weight that updates of l received and that changed nothing, in units of l then.
-    surplus [lanes of l, R] is what l is too large by, where its sum is compensated; flushed is
-    there where the recipe's `flush_every` is.
-    """
-
-    m: jax.Array
-    l: jax.Array
-    o: jax.Array
-    lost: jax.Array
-    surplus: jax.Array | None = None
-    flushed: Flushed | None = None
 
 
 def init(lanes: Lanes, f: Traced, rows: int, value_dim: int, sinks: jax.Array | None) -> Carry:
@@ -93,12 +68,12 @@ def step(
     m_prev = jnp.concatenate([jnp.broadcast_to(carry.m, m.shape[:2])[..., None], m[..., :-1]], -1)
     m, m_prev = jax.lax.stop_gradient((m, m_prev))  # the softmax does not depend on m
 
-    seen = round("e", "seen_max", _finite(take("e", "m", m)))[..., None]
+    seen = round("e", "seen_max", finite(take("e", "m", m)))[..., None]
     e = _exp(lanes, f, round, "e", take("e", "s", s) - seen)
     e = jnp.where(valid, e, jnp.zeros_like(e))
     p, r = _probs(lanes, round, e)
 
-    drop = take("a", "m", m_prev) - _finite(take("a", "m", m))
+    drop = take("a", "m", m_prev) - finite(take("a", "m", m))
     a = _exp(lanes, f, round, "a", drop)
     a = jnp.where(drop < number(f, "a", "rescale_flush", drop), jnp.zeros_like(a), a)
     a = round("a", "rescale", a)
@@ -106,7 +81,7 @@ def step(
 
     parts = _parts(lanes, f, p, round("v", "value", value[None]))
     live = jnp.any(valid, axis=-1)
-    return _accumulate(lanes, f, carry, m, a, b, r, parts, live, random)
+    return accumulate(lanes, f, carry, m, a, b, r, parts, live, random)
 
 
 def _probs(lanes: Lanes, round: Any, e: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -120,11 +95,6 @@ def _probs(lanes: Lanes, round: Any, e: jax.Array) -> tuple[jax.Array, jax.Array
     p = round("p", "probs", take("p", "e", e))
     t = p if lanes.sums_probs else round("t", "summand", take("t", "e", e))
     return p, round("r", "row_sum", take("r", "t", contraction.total(t)))
-
-
-def _finite(m: jax.Array) -> jax.Array:
-    """m, or 0 where no key has been seen yet: -inf - 0 gives p = 0 and a = 0, -inf + inf NaN."""
-    return jnp.where(m == -jnp.inf, jnp.zeros_like(m), m)
 
 
 def _stepped(peak: jax.Array, step: jax.Array) -> jax.Array:
@@ -175,114 +145,6 @@ def _parts(lanes: Lanes, f: Traced, p: jax.Array, v: jax.Array) -> tuple[jax.Arr
     return (pv.reshape(blocks, -1, *pv.shape[1:]),)
 
 
-def _accumulate(
-    lanes: Lanes,
-    f: Traced,
-    carry: Carry,
-    m: jax.Array,
-    a: jax.Array,
-    b: jax.Array,
-    r: jax.Array,
-    parts: tuple[jax.Array, ...],
-    live: jax.Array,
-    random: jax.Array | None,
-) -> Carry:
-    """The carry after the tile's blocks: m, a, b, r [lanes, R, n] and `_parts`.
-
-    A dead block leaves all of it alone.
-    """
-    take, every = lanes.take, lanes.structure.flush_every
-    a, b, r = take("l", "a", a), take("o", "b", b), take("l", "r", r)
-    keys = None if random is None else jax.random.split(random, parts[0].shape[:2])
-
-    def block(state: Any, x: Any) -> tuple[Any, Any]:
-        (l, o, surplus, flushed), (m, a, b, r, parts, live, keys) = state, x
-        round = rounder(lanes, f, None if keys is None else keys[0])
-        surplus_next: jax.Array | None = None
-        if surplus is None:
-            l_next = next_sum(round, l, a, r)
-        else:
-            l_next, surplus_next = compensated_sum(round, l, surplus, a, r)
-        y = None
-        if lanes.structure.normalise == "blocks":
-            before, after = take("o", "l", l), take("o", "l", l_next)
-            y = round("o", "inverse", 1 / jnp.where(after == 0, jnp.ones_like(after), after))
-            b = b * before * y
-
-        def add(o: jax.Array, x: Any) -> tuple[jax.Array, None]:
-            parts, key = x
-            round = rounder(lanes, f, key)
-            own = [take("o", "w", part) for part in parts]
-            pv = own[0] if len(own) == 1 else own[0][..., None] * own[1][:, None]
-            if y is not None:
-                pv = round("o", "rescaled_output", y[..., None] * pv)
-            return round("o", "output", o + pv), None
-
-        o_next = round("o", "rescaled_output", b[..., None] * o)
-        if len(parts[0]) == 1:
-            o_next = add(o_next, jax.tree.map(lambda x: x[0], (parts, keys)))[0]
-        else:
-            o_next = jax.lax.scan(add, o_next, (parts, keys))[0]
-        before, state = l, (l, o, surplus, flushed)
-        moved = (l_next, o_next, surplus_next, flushed)
-        l, o, surplus, flushed = jax.tree.map(lambda x, y: jnp.where(live, x, y), moved, state)
-        if flushed is None:
-            return (l, o, surplus, None), (l,)
-        whole = _settled(lanes, f, Carry(m, l, o, l, surplus, flushed))
-        since = flushed.blocks + live.astype(jnp.int32)
-        wide = Flushed(m, whole.l, whole.o, jnp.zeros_like(since))
-        fresh = (*jax.tree.map(jnp.zeros_like, (l, o, surplus)), wide)
-        kept = (l, o, surplus, flushed._replace(blocks=since))
-        state = jax.tree.map(lambda x, y: jnp.where(since == every, x, y), fresh, kept)
-        return state, (l, before, whole.l)
-
-    scalars = (None if every is None else m, a, b, r)
-    blocks = (*jax.tree.map(lambda x: jnp.moveaxis(x, -1, 0), scalars), parts, live, keys)
-    start = (carry.l, carry.o, carry.surplus, carry.flushed)
-    after, sums = jax.lax.scan(block, start, blocks)
-    l_last, o_last, surplus_last, flushed_last = after
-    lost = carry.lost
-    if carry.surplus is None:  # which keeps what l does not
-        lost = lost + _lost(lanes, f, carry.l, a, r, sums, live, random)
-    return Carry(m[..., -1], l_last, o_last, lost, surplus_last, flushed_last)
-
-
-def next_sum(round: Any, l: jax.Array, a: jax.Array, r: jax.Array) -> jax.Array:
-    """l after a block of row sum r and rescale factor a, all [lanes, R]."""
-    return round("l", "running_sum", round("l", "rescaled_sum", a * l) + r)
-
-
-def compensated_sum(
-    round: Any, l: jax.Array, surplus: jax.Array, a: jax.Array, r: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """next_sum and what it is too large by, with Kahan's three further additions."""
-    l = round("l", "rescaled_sum", a * l)
-    surplus = round("l", "rescaled_sum", a * surplus)
-    added = round("l", "running_sum", r - surplus)
-    total = round("l", "running_sum", l + added)
-    moved = round("l", "running_sum", total - l)
-    return total, round("l", "running_sum", moved - added)
-
-
-def _lost(
-    lanes: Lanes,
-    f: Traced,
-    l: jax.Array,
-    a: jax.Array,
-    r: jax.Array,
-    sums: tuple[jax.Array, ...],
-    live: jax.Array,
-    random: jax.Array | None,
-) -> jax.Array:
-    """The weight that a tile's blocks lose for moving nothing: l before them, sums [n, lanes, R] of
-    l after each; and, where l is flushed, of l before each, and with what was flushed."""
-    after, *others = jax.lax.stop_gradient([jnp.moveaxis(x, 0, -1) for x in sums])
-    before, whole = others or (jnp.concatenate([l[..., None], after[..., :-1]], axis=-1), after)
-    unmoved = (after == rounder(lanes, f, random)("l", "rescaled_sum", a * before)) & (r > 0)
-    share = jnp.where(unmoved & live[None, None], r / jnp.maximum(whole, r), jnp.zeros_like(r))
-    return jax.lax.stop_gradient(contraction.total(share))
-
-
 def _products(lanes: Lanes, f: Traced, p: jax.Array, v: jax.Array) -> jax.Array:
     """p·v of every block (or step of a block): [lanes, n, R, D]."""
     if not lanes.structure.narrow_pv:
@@ -295,43 +157,6 @@ def _products(lanes: Lanes, f: Traced, p: jax.Array, v: jax.Array) -> jax.Array:
     )
 
 
-def merge(lanes: Lanes, f: Traced, one: Carry, other: Carry) -> Carry:
-    """Two carries over different keys as one, in storage precision (split-KV)."""
-    one, other = _settled(lanes, f, one), _settled(lanes, f, other)
-    m = jnp.maximum(one.m, other.m)
-    exp = jnp.exp2 if lanes.base_2 else jnp.exp
-    a, b = exp(one.m - _finite(m)), exp(other.m - _finite(m))
-
-    def factors(quantity: str) -> tuple[jax.Array, jax.Array]:
-        # The path from m to l and o, through the rescale factors that they read.
-        def lead(x: jax.Array) -> jax.Array:
-            x = lanes.take("a", "m", x)
-            if quantity == "l":
-                return lanes.take("l", "a", x)
-            return lanes.take("o", "b", lanes.take("b", "a", x))
-
-        return lead(a), lead(b)
-
-    round = rounder(lanes, f)
-
-    def both(quantity: str, one: jax.Array, other: jax.Array) -> jax.Array:
-        return round(quantity, "product", one) + round(quantity, "product", other)
-
-    (la, lb), (oa, ob) = factors("l"), factors("o")
-    o = both("o", one.o * oa[..., None], other.o * ob[..., None])
-    l = both("l", one.l * la, other.l * lb)
-    return Carry(m, l, o, jnp.maximum(one.lost, other.lost))
-
-
-def _settled(lanes: Lanes, f: Traced, carry: Carry) -> Carry:
-    """The carry with its surplus taken from l, and with what was flushed in l and o."""
-    l = carry.l if carry.surplus is None else carry.l - carry.surplus
-    inner = Carry(carry.m, l, carry.o, carry.lost)
-    if carry.flushed is None:
-        return inner
-    return merge(lanes, f, Carry(*carry.flushed[:3], carry.lost), inner)
-
-
 def _meet_sink(
     lanes: Lanes, f: Traced, round: Any, sinks: jax.Array, m: jax.Array, l: jax.Array, o: jax.Array
 ) -> tuple[jax.Array, ...]:
@@ -340,11 +165,11 @@ def _meet_sink(
     sink = sinks.astype(m.dtype)[None] * jnp.asarray(LOG2E if lanes.base_2 else 1, m.dtype)
     sink = round("y", "running_max", jnp.broadcast_to(sink, m.shape))
     top = jax.lax.stop_gradient(jnp.maximum(m, sink))
-    drop = m - _finite(top)
+    drop = m - finite(top)
     a = exp(round("y", "difference", drop))
     a = jnp.where(drop < number(f, "y", "rescale_flush", drop), jnp.zeros_like(a), a)
     a = round("y", "rescale", a)
-    e = round("y", "rescale", exp(round("y", "difference", sink - _finite(top))))
+    e = round("y", "rescale", exp(round("y", "difference", sink - finite(top))))
     l = round("y", "running_sum", round("y", "rescaled_sum", a * l) + e)
     b = round("y", "output_rescale", a)[..., None]
     return top, l, round("y", "rescaled_output", b * o)
@@ -363,7 +188,7 @@ def finish(
     sinks [R] or None; random: a PRNG key, where sinks meet a site that rounds stochastically;
     some: int [n], the lanes of y to finish, all of them by default.
     """
-    flushed, carry = carry.flushed, _settled(lanes, f, carry)
+    flushed, carry = carry.flushed, settled(lanes, f, carry)
     if some is not None:
         f = {**f, "y": jax.tree.map(lambda x: x[some], f["y"])}
     round, take = rounder(lanes, f, random), functools.partial(lanes.take, "y", some=some)

@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from threadpoolctl import ThreadpoolController
 
-from jaxattn import online_softmax, reference, scores, tiles
+from jaxattn import accumulation, online_softmax, reference, scores, tiles
 from jaxattn.attention import storage, traced
 from jaxattn.formats import Format
 from jaxattn.lanes import Lanes, random_keys, weave
@@ -154,7 +154,7 @@ class Outcome(NamedTuple):
 
     lanes: Lanes
     f: Any
-    carry: online_softmax.Carry
+    carry: accumulation.Carry
     group: int
 
 
@@ -316,7 +316,7 @@ def _advance(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _merge(lanes: Lanes, f: Any, one: Any, other: Any) -> Any:
-    return jax.vmap(functools.partial(online_softmax.merge, lanes, f))(one, other)
+    return jax.vmap(functools.partial(accumulation.merge, lanes, f))(one, other)
 
 
 Report = Callable[[list[int], int, Outcome], None]

@@ -27,6 +27,7 @@ ORDER = (
     "jaxattn.lanes",
     "jaxattn.scores",
     "jaxattn.tiles",
+    "jaxattn.accumulation",
     "jaxattn.online_softmax",
     "jaxattn.arguments",
     "jaxattn.attention",

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import jaxattn
-from jaxattn import online_softmax
+from jaxattn import accumulation, online_softmax
 from jaxattn.lanes import random_keys, rounder, weave
 from jaxattn.recipe import Recipe
 from jaxattn.rounding import round_to
@@ -65,7 +65,7 @@ def _sums(lanes, f, r, a):
 
     def body(l, block):
         a, r = (x[None] for x in block)
-        l = online_softmax.next_sum(round, l, a, r)
+        l = accumulation.next_sum(round, l, a, r)
         return l, l[0]
 
     return jax.lax.scan(body, jnp.zeros((1, r.shape[1]), jnp.float32), (a, r))[1]
