@@ -3,16 +3,15 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, cast
+from typing import Annotated, Any, cast
 
 import typer
 
 from jaxattn import atlas, kernels
+from jaxattn.command import CLI_ERROR, fail
 from jaxattn.recipe import with_changed
 
 SHOWN = 4  # recipes that compare shows of those it tries by itself
-# click's ClickException, wherever this version of typer keeps it
-CLI_ERROR = cast(type[Exception], typer.BadParameter.__mro__[2])
 
 app = typer.Typer(
     add_completion=False,
@@ -117,12 +116,12 @@ def show_thresholds(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Would the tests in practice notice this kernel's accumulators, and which test would?"""
-    from jaxattn import thresholds, verdicts
+    from jaxattn import practice, thresholds, verdicts
     from jaxattn.compare import plain
 
     found = thresholds.thresholds(
         with_changed([kernels.get(kernel)], changes or [])[-1],
-        thresholds.rule_of(metric),
+        practice.rule_of(metric),
         longest=thresholds.LONGEST if max_context is None else max_context,
         seeds=thresholds.SEEDS if seeds is None else seeds,
         samples=thresholds.SAMPLES if samples is None else samples,
@@ -194,16 +193,11 @@ def main() -> None:
         arguments = sys.argv[1:] or ["--help"]
         sys.exit(app(arguments, prog_name="jaxattn", standalone_mode=False) or 0)
     except CLI_ERROR as error:
-        _fail(cast(Any, error).format_message(), 2)
+        fail("jaxattn", cast(Any, error).format_message(), 2)
     except (ValueError, TypeError, OSError) as error:
-        _fail(error, 2)
+        fail("jaxattn", error, 2)
     except (typer.Abort, KeyboardInterrupt):
-        _fail("interrupted", 130)
-
-
-def _fail(message: object, code: int) -> NoReturn:
-    print(f"jaxattn: {' '.join(str(message).split())}", file=sys.stderr)
-    sys.exit(code)
+        fail("jaxattn", "interrupted", 130)
 
 
 if __name__ == "__main__":

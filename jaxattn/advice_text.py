@@ -33,6 +33,7 @@ def _question(advice: Advice) -> list[str]:
         f"{advice.kernel.name} (kv_block {advice.kernel.kv_block}) up to "
         f"{advice.contexts[-1]:,} keys: {limit}",
         f"error: the {advice.rows} over the rows of an input; the worst of {worst} from {SHORTEST}",
+        "inf where any row overflows, whatever the others are",
         f"inputs: {', '.join(advice.inputs)}",
         f"worse: by over {WORSE - 1:.0%} at some context, where the error is over "
         f"{MATTERS * advice.tolerance:.2g}",

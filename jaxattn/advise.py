@@ -1,8 +1,9 @@
 """advise: what a kernel has to change, at least, to hold a tolerance up to a context.
 
 The error of a recipe at a context is a statistic over the rows of an input (its median, unless
-asked otherwise), worst over seeds. A recipe holds up to N if that error is within the tolerance on
-every input at every context up to N that is looked at: one that passes earlier does not hold.
+asked otherwise), infinite where any row overflows, worst over seeds. A recipe holds up to N if that
+error is within the tolerance on every input at every context up to N that is looked at: one that
+passes earlier does not hold.
 """
 
 import itertools
@@ -128,15 +129,20 @@ def draw(name: str, context: int, seed: int) -> Source:
 def measure(
     recipes: Sequence[Recipe], source: Source, contexts: Sequence[int], metric: str, rows: str
 ) -> np.ndarray:
-    """float64 [recipe, KV head, context]: the statistic over the rows of each KV head."""
+    """float64 [recipe, KV head, context]: the statistic over the rows of each KV head; inf where
+    any of them overflows, which a median would hide."""
     curves = error_curves(*source.arrays, recipes, contexts=contexts, metrics=(metric,))
     x = curves.metrics[metric].astype(np.float64)  # [recipe, context, B, T, N]
     x = np.abs(x) if metric in SIGNED else x
     x = np.where(np.isnan(x), np.inf, x)
     R, C, B, T, N = x.shape
     K = len(source.labels) // B
-    by_head = np.moveaxis(x.reshape(R, C, B, T, K, N // K), (2, 4, 1), (1, 2, 3))
-    return ROWS[rows](by_head.reshape(R, B * K, C, -1))
+
+    def by_head(x: np.ndarray) -> np.ndarray:
+        split = x.reshape(R, C, B, T, K, N // K)
+        return np.moveaxis(split, (2, 4, 1), (1, 2, 3)).reshape(R, B * K, C, -1)
+
+    return np.where(by_head(curves.overflow).any(axis=-1), np.inf, ROWS[rows](by_head(x)))
 
 
 def advise(

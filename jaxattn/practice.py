@@ -1,12 +1,17 @@
 """The tests that projects run on their attention kernels, as one table of data.
 
-A test is its shapes, its inputs, what it compares with, and what it lets pass.
+A test is its shapes, its inputs, what it compares with, and what it lets pass: a statistic of a
+tensor of outputs, and its limit.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from jaxattn.formats import FLOAT16, FLOAT32, Format
+import numpy as np
+
+from jaxattn import metrics
+from jaxattn.formats import FLOAT16, FLOAT32, Format, unknown
 from jaxattn.recipe import Recipe
 
 UNFUSED = Recipe(
@@ -27,10 +32,49 @@ UNFUSED = Recipe(
 )
 
 
+Array = np.ndarray
+Statistic = Callable[[Array, Array, Array, float], float]  # output, oracle, baseline, atol
+
+
+def _ratio(part: float, whole: float) -> float:
+    """part / whole; of a whole of 0, as a kernel that gives zeros makes it, inf (0 for no part)."""
+    return float(part / whole) if whole else math.inf if part > 0 else 0.0
+
+
+def nmse(output: Array, oracle: Array, baseline: Array, atol: float) -> float:
+    """Squared error over squared oracle, of the whole tensor."""
+    return _ratio(np.sum((output - oracle) ** 2), np.sum(oracle**2))
+
+
+def nmse_llama(output: Array, oracle: Array, baseline: Array, atol: float) -> float:
+    """Squared error over squared output, of the whole tensor: llama.cpp's mse(a, b) / mse(a, 0)."""
+    return _ratio(np.sum((output - oracle) ** 2), np.sum(output**2))
+
+
+def max_abs(output: Array, oracle: Array, baseline: Array, atol: float) -> float:
+    """The largest error."""
+    return float(np.max(np.abs(output - oracle)))
+
+
+def close(output: Array, oracle: Array, baseline: Array, atol: float) -> float:
+    """The least t with which allclose(rtol=t, atol=t) holds."""
+    return float(np.max(np.abs(output - oracle) / (1 + np.abs(oracle))))
+
+
+def times_baseline(output: Array, oracle: Array, baseline: Array, atol: float) -> float:
+    """The largest error, less atol, over the largest of the baseline."""
+    return _ratio(np.max(np.abs(output - oracle)) - atol, np.max(np.abs(baseline - oracle)))
+
+
+STATISTICS: dict[str, Statistic] = {
+    f.__name__: f for f in (nmse, nmse_llama, max_abs, close, times_baseline)
+}
+
+
 class Rule(NamedTuple):
     """Passes where the statistic is at most `limit`.
 
-    statistic: in thresholds.STATISTICS
+    statistic: in STATISTICS
     oracle:    what outputs are compared with: a recipe, a kernel's name, or None for float64
     baseline:  whose own distance from the oracle is the unit, if any
     atol:      what is let pass beside that
@@ -127,3 +171,23 @@ FLASHINFER_DECODE = Matrix(
 )
 
 MATRICES = (LLAMA, FLASH_ATTENTION, FLASH_ATTENTION_CACHE, FLASHINFER, FLASHINFER_DECODE)
+
+RULES = {
+    "nmse": Rule("nmse", 5e-4),
+    "nmse_llama": Rule("nmse_llama", 5e-4),
+    "max_abs": Rule("max_abs", 1e-2),
+    "allclose": Rule("close", 1e-3),
+    "fa2x": Rule("times_baseline", 2.0, baseline=UNFUSED, stored=FLOAT16),
+    "flashinfer": FLASHINFER.rule._replace(oracle=None),
+}
+
+
+def rule_of(text: str) -> Rule:
+    """`nmse=1e-4`, or a name of RULES alone; outputs are compared with float64.
+
+    Raises ValueError for another name, or a limit that is not a positive number.
+    """
+    name, limit = metrics.parse_limit(text)
+    if name not in RULES:
+        raise unknown("metric", name, RULES)
+    return RULES[name] if limit is None else RULES[name]._replace(limit=limit)

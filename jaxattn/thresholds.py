@@ -11,10 +11,10 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import binomtest
 
-from jaxattn import inputs, kernels, metrics
+from jaxattn import inputs, kernels
 from jaxattn.formats import FLOAT16, FLOAT32, holds, unknown
 from jaxattn.outputs import outputs
-from jaxattn.practice import FLASHINFER, MATRICES, UNFUSED, Matrix, Rule
+from jaxattn.practice import MATRICES, RULES, STATISTICS, Matrix, Rule
 from jaxattn.recipe import Recipe
 
 ACCUMULATORS = (
@@ -40,62 +40,6 @@ CONFIDENCE = 0.95
 FIRST_SAMPLE = 1000  # the seed of the first: searches have those from 0
 
 Array = np.ndarray
-Statistic = Callable[[Array, Array, Array, float], float]  # output, oracle, baseline, atol
-
-
-def _ratio(part: float, whole: float) -> float:
-    """part / whole; of a whole of 0, as a kernel that gives zeros makes it, inf (0 for no part)."""
-    return float(part / whole) if whole else math.inf if part > 0 else 0.0
-
-
-def nmse(output: Array, oracle: Array, baseline: Array, atol: float) -> float:
-    """Squared error over squared oracle, of the whole tensor."""
-    return _ratio(np.sum((output - oracle) ** 2), np.sum(oracle**2))
-
-
-def nmse_llama(output: Array, oracle: Array, baseline: Array, atol: float) -> float:
-    """Squared error over squared output, of the whole tensor: llama.cpp's mse(a, b) / mse(a, 0)."""
-    return _ratio(np.sum((output - oracle) ** 2), np.sum(output**2))
-
-
-def max_abs(output: Array, oracle: Array, baseline: Array, atol: float) -> float:
-    """The largest error."""
-    return float(np.max(np.abs(output - oracle)))
-
-
-def close(output: Array, oracle: Array, baseline: Array, atol: float) -> float:
-    """The least t with which allclose(rtol=t, atol=t) holds."""
-    return float(np.max(np.abs(output - oracle) / (1 + np.abs(oracle))))
-
-
-def times_baseline(output: Array, oracle: Array, baseline: Array, atol: float) -> float:
-    """The largest error, less atol, over the largest of the baseline."""
-    return _ratio(np.max(np.abs(output - oracle)) - atol, np.max(np.abs(baseline - oracle)))
-
-
-STATISTICS: dict[str, Statistic] = {
-    f.__name__: f for f in (nmse, nmse_llama, max_abs, close, times_baseline)
-}
-
-RULES = {
-    "nmse": Rule("nmse", 5e-4),
-    "nmse_llama": Rule("nmse_llama", 5e-4),
-    "max_abs": Rule("max_abs", 1e-2),
-    "allclose": Rule("close", 1e-3),
-    "fa2x": Rule("times_baseline", 2.0, baseline=UNFUSED, stored=FLOAT16),
-    "flashinfer": FLASHINFER.rule._replace(oracle=None),
-}
-
-
-def rule_of(text: str) -> Rule:
-    """`nmse=1e-4`, or a name of RULES alone; outputs are compared with float64.
-
-    Raises ValueError for another name, or a limit that is not a positive number.
-    """
-    name, limit = metrics.parse_limit(text)
-    if name not in RULES:
-        raise unknown("metric", name, RULES)
-    return RULES[name] if limit is None else RULES[name]._replace(limit=limit)
 
 
 def corrected(recipe: Recipe) -> Recipe:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from jaxattn.practice import Matrix, Rule
-from jaxattn.thresholds import CONFIDENCE, Thresholds, Tried, corrected
+from jaxattn.thresholds import CONFIDENCE, SIZES, Thresholds, Tried, corrected
 
 WORDS = {
     "nmse": "NMSE",
@@ -14,6 +14,7 @@ WORDS = {
     "close": "allclose at rtol = atol",
     "times_baseline": "largest error in units of unfused PyTorch's",
 }
+_TRIED = f"{SIZES['queries']} queries of each of {SIZES['heads']} heads"
 
 
 def rule_text(rule: Rule) -> str:
@@ -49,7 +50,7 @@ def text(found: Thresholds) -> list[str]:
             f"    not tried: {matrix.partial}",
         ]
     longest = found.search["", regimes[0]].contexts[-1]
-    lines += ["", f"The same rules at longer contexts, to {longest:,} keys"]
+    lines += ["", f"The same rules at longer contexts, to {longest:,} keys, on {_TRIED}"]
     for name in ("", *(matrix.name for matrix in found.matrices)):
         lines.append(f"  {name or 'the rule asked about: ' + rule_text(found.rule)}")
         lines += [f"    {regime}: {noticed(found.search[name, regime])}" for regime in regimes]
@@ -114,7 +115,10 @@ def advice(found: Thresholds, matrix: Matrix) -> list[str]:
         keys = found.search[matrix.name, regime].useful
         if keys is not None:
             inputs = "its own inputs" if regime == matrix.inputs else f"inputs {regime}"
-            return [f"{matrix.shape.format(keys=keys)}", f"sees it, with {inputs}"]
+            return [
+                f"{matrix.shape.format(keys=keys)}",
+                f"sees it, with {inputs} (found with {_TRIED})",
+            ]
     regime = regimes[0]
     told = [x for x in found.levels[regime] if max(x.false_alarm[0], x.miss[0]) == 0]
     if not told:

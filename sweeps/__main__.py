@@ -11,10 +11,11 @@ import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, cast
+from typing import Annotated, Any, cast
 
 import typer
 
+from jaxattn.command import CLI_ERROR, fail
 from sweeps.faults import FAILURES, reason
 
 STUDIES = {  # modules that hold FULL and QUICK
@@ -27,8 +28,6 @@ STUDIES = {  # modules that hold FULL and QUICK
     "speed": "sweeps.speed.study",
 }
 ROOT = Path(__file__).resolve().parent.parent
-# click's ClickException, wherever this version of typer keeps it
-CLI_ERROR = cast(type[Exception], typer.BadParameter.__mro__[2])
 
 app = typer.Typer(
     add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False, help=__doc__
@@ -291,24 +290,19 @@ def _note(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _fail(message: object, code: int) -> NoReturn:
-    _note(f"sweeps: {' '.join(str(message).split())}")
-    sys.exit(code)
-
-
 def main() -> None:
     try:
         sys.exit(app(prog_name="python -m sweeps", standalone_mode=False))
     except CLI_ERROR as error:
-        _fail(cast(Any, error).format_message(), 2)
+        fail("sweeps", cast(Any, error).format_message(), 2)
     except (ValueError, TypeError) as error:
-        _fail(error, 2)
+        fail("sweeps", error, 2)
     except (typer.Abort, KeyboardInterrupt):
-        _fail("interrupted; finished parts are kept", 130)
+        fail("sweeps", "interrupted; finished parts are kept", 130)
     except FAILURES as error:
         if (why := reason(error)) is None:
             raise
-        _fail(why, 1)
+        fail("sweeps", why, 1)
 
 
 if __name__ == "__main__":

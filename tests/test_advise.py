@@ -188,6 +188,17 @@ def test_heads_of_a_capture_are_inputs(tmp_path):
     assert not np.allclose(got[0, 0], got[0, 1], rtol=0.1)
 
 
+def test_one_row_that_overflows_is_not_hidden_by_a_median(tmp_path):
+    rng = np.random.default_rng(0)
+    query, key, value = (rng.standard_normal((1, n, 16)) for n in (7, 600, 600))
+    query[:, 0] = 0  # all weights 1, so that l is the number of keys
+    np.savez(tmp_path / "one.npz", query=query * 4, key=key, value=value)
+    (source,) = advise.sources_of(600, tmp_path / "one.npz", None, 1)
+    small = NARROW.replace(name="small", running_sum="e4m10")  # to 255.9
+    got = advise.measure([small], source, [128, 600], "nmse", "median")
+    assert got[0, 0, 0] < 1e-3 and np.isposinf(got[0, 0, 1])
+
+
 def test_statistics_of_rows():
     x = np.array([[1.0, 2.0, 3.0, np.inf]])
     assert [float(f(x)[0]) for f in advise.ROWS.values()] == [2.5, np.inf, np.inf]

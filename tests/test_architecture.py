@@ -15,6 +15,7 @@ PACKAGES = ("jaxattn", "sweeps", "plots")
 
 # A module may import those before it; a folder counts as one module.
 ORDER = (
+    "jaxattn.command",
     "jaxattn.formats",
     "jaxattn.rounding",
     "jaxattn.block_rules",

@@ -11,17 +11,8 @@ from scipy.stats import binomtest
 from jaxattn import inputs, kernels, practice, thresholds, verdicts
 from jaxattn.fields import SITES
 from jaxattn.formats import FLOAT32, name_of
-from jaxattn.practice import LLAMA, MATRICES, Rule
-from jaxattn.thresholds import (
-    RULES,
-    STATISTICS,
-    attempt,
-    corrected,
-    levels,
-    rate,
-    rule_of,
-    separate,
-)
+from jaxattn.practice import LLAMA, MATRICES, RULES, STATISTICS, Rule, rule_of
+from jaxattn.thresholds import attempt, corrected, levels, rate, separate
 from plots.answers import figure_of
 
 RNG = np.random.default_rng(11)
@@ -295,7 +286,7 @@ def test_words_do_not_hide_a_false_alarm():
 
 def test_nothing_over_nothing_is_no_error():
     same = np.ones((2, 2))
-    assert thresholds.times_baseline(same, same, same, 0.0) == 0
-    assert thresholds.times_baseline(same, same, same, 1e-5) == 0
-    assert thresholds.times_baseline(same + 1, same, same, 0.0) == np.inf
-    assert thresholds.nmse(0 * same, 0 * same, same, 0.0) == 0
+    assert practice.times_baseline(same, same, same, 0.0) == 0
+    assert practice.times_baseline(same, same, same, 1e-5) == 0
+    assert practice.times_baseline(same + 1, same, same, 0.0) == np.inf
+    assert practice.nmse(0 * same, 0 * same, same, 0.0) == 0
