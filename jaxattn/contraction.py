@@ -16,16 +16,21 @@ def by_halves(combine: Callable[..., jax.Array], x: jax.Array) -> jax.Array:
 
     Only elementwise operations: a reduction's order may change with the shape and company of x.
     """
+    # slices of lax: those of jnp take longer to trace than all else here
     while (width := x.shape[-1]) > 1:
         half = -(-width // 2)
-        rest = jnp.pad(x[..., half:], [(0, 0)] * (x.ndim - 1) + [(0, 2 * half - width)])
-        x = combine(x[..., :half], rest)
-    return x[..., 0]
+        rest = jax.lax.slice_in_dim(x, half, width, axis=-1)
+        if width % 2:
+            rest = jax.lax.pad(
+                rest, jnp.zeros((), x.dtype), [(0, 0, 0)] * (x.ndim - 1) + [(0, 1, 0)]
+            )
+        x = combine(jax.lax.slice_in_dim(x, 0, half, axis=-1), rest)
+    return jax.lax.squeeze(x, (x.ndim - 1,))
 
 
 def total(x: jax.Array) -> jax.Array:
     """The sum over the last axis, by halves."""
-    return by_halves(jnp.add, x)
+    return by_halves(jax.lax.add, x)
 
 
 def scores(q: jax.Array, k: jax.Array) -> jax.Array:

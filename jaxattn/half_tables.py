@@ -11,14 +11,14 @@ import jax
 import numpy as np
 
 from jaxattn.formats import FLOAT16
-from jaxattn.rounding import round_to
+from jaxattn.rounding import round_to_half
 
 LOWEST = -65504.0
 
 
 def _half(x: np.ndarray) -> np.ndarray:
     with jax.ensure_compile_time_eval():
-        return np.asarray(round_to(x.astype(np.float32), FLOAT16))
+        return np.asarray(round_to_half(x.astype(np.float32), FLOAT16.precision))
 
 
 def _words(*words: int) -> np.ndarray:

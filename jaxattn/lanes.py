@@ -288,9 +288,10 @@ def rounder(lanes: Lanes, f: Traced, key: jax.Array | None = None) -> Any:
         way = lanes.way.get(site)
         if way is None:
             return x
-        format = Format(*f[quantity][site].T)
+        fields = f[quantity][site]  # [lanes, fields of a Format]
         if way in _BY_PRECISION:
-            return _BY_PRECISION[way](x, format.precision)
+            return _BY_PRECISION[way](x, fields[:, 0])
+        format = Format(*fields.T)
         if way == "common":
             return round_to_common(x, format)
         bits = None

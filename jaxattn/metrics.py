@@ -37,7 +37,7 @@ def _dot(a: Float64, b: Float64) -> Float64:
 
 def _largest(x: Float64) -> Float64:
     """max |x|, nan if one is nan."""
-    return by_halves(jnp.maximum, jnp.abs(x))
+    return by_halves(jax.lax.max, jnp.abs(x))
 
 
 def _ratio(part: Float64, whole: Float64) -> Float64:

@@ -98,12 +98,13 @@ def common(format: Format) -> bool:
     return bool(format.subnormals and fits and holds(FLOAT32, format))
 
 
-def round_to_half(x: jax.Array, precision: Any) -> jax.Array:
+def round_to_half(x: jax.Array | np.ndarray, precision: Any) -> jax.Array:
     """round_to(x, "float16") for float32 x by the host's own conversion, many times faster.
 
     precision: float16's 11, traced, aligned with the leading axes of x.
     """
-    return _through_half(x, _aligned(precision, x.ndim))
+    rounded = _half_bits if isinstance(x, np.ndarray) else _through_half  # as in round_to
+    return rounded(x, _aligned(precision, x.ndim))
 
 
 def round_to_half_or_not(x: jax.Array, precision: Any) -> jax.Array:
@@ -226,6 +227,8 @@ def _half_bits(x: jax.Array, precision: jax.Array) -> jax.Array:
     # No compiler may drop the two conversions, or fuse what stands on their two sides into one
     # multiply-add. On CPU a barrier is enough, and half as dear as bits that depend on `precision`.
     x = jnp.broadcast_to(x, jnp.broadcast_shapes(x.shape, precision.shape))
+    if jax.default_backend() == "cpu":  # then there is no other
+        return _barred_half(x, precision)
     return jax.lax.platform_dependent(x, precision, cpu=_barred_half, default=_guarded_half)
 
 
