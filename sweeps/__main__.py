@@ -7,7 +7,6 @@ parts are kept.
 
 import importlib
 import shlex
-import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -27,7 +26,6 @@ STUDIES = {  # modules that hold FULL and QUICK
     "theory": "sweeps.theory.study",
     "speed": "sweeps.speed.study",
 }
-ROOT = Path(__file__).resolve().parent.parent
 
 app = typer.Typer(
     add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False, help=__doc__
@@ -99,6 +97,7 @@ def run(
     from sweeps import grid, items
     from sweeps import processes as many
     from sweeps.ablation import study as ablation
+    from sweeps.drawing import drawing
     from sweeps.plan import Study
     from sweeps.store import check_directory
 
@@ -142,11 +141,14 @@ def run(
     root = out or Path("results", "-".join((work.study, *work.suffix)))
     check_directory(root, work.study)
     place = many.place_of(processes, process, coordinator, devices, _note)
-    _carry_out(work, root, place)
-    if place.index == 0 and predict:
-        _predict(work, root)
-    if place.index == 0 and figures and chosen.has_figures:
-        _draw(root)
+    drawn = place.index == 0 and figures and chosen.has_figures
+    with drawing() if drawn else nullcontext() as draw:
+        _carry_out(work, root, place)
+        if place.index == 0 and predict:
+            _predict(work, root)
+        if draw is not None and not draw(root):
+            _note(f"the rows are in {root}, but no figure was drawn: python -m plots {root}")
+            raise typer.Exit(1)
 
 
 def _refuse(study: str, options: dict[str, Any], instead: str) -> None:
@@ -276,14 +278,6 @@ def _print_tables(root: Path) -> None:
     print(text)
     if done < len(manifest["parts"]):
         _note(f"{done} of {len(manifest['parts'])} parts are finished; `run` again for the rest")
-
-
-def _draw(root: Path) -> None:
-    """Figures are drawn by a process of their own: sweeps imports nothing of plots."""
-    command = [sys.executable, "-m", "plots", str(root.resolve())]
-    if subprocess.run(command, cwd=ROOT).returncode:
-        _note(f"the rows are in {root}, but no figure was drawn: python -m plots {root}")
-        raise typer.Exit(1)
 
 
 def _note(line: str) -> None:
