@@ -7,10 +7,14 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from jaxattn import atlas, kernels
+from jaxattn import __version__, atlas, kernels
 from jaxattn.command import CLI_ERROR, fail
 from jaxattn.recipe import with_changed
 
+REGIMES = (
+    "Regimes A,B of inputs: gaussian, flat, biased_v, sink, needle, rising_max, outliers, "
+    "uniform01, uniform11."
+)
 SHOWN = 4  # recipes that compare shows of those it tries by itself
 
 app = typer.Typer(
@@ -20,8 +24,18 @@ app = typer.Typer(
 )
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        print(__version__)
+        raise typer.Exit()
+
+
 @app.callback()
-def jaxattn() -> None:
+def jaxattn(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it, and end.")
+    ] = False,
+) -> None:
     """The numerics of flash attention: what real kernels round, and where."""
 
 
@@ -105,7 +119,7 @@ def show_thresholds(
             help="nmse, nmse_llama, max_abs, allclose, fa2x or flashinfer, or NAME=LIMIT."
         ),
     ] = "nmse_llama",
-    inputs: Annotated[str | None, typer.Option(help="Regimes A,B to search.")] = None,
+    inputs: Annotated[str | None, typer.Option(help=REGIMES)] = None,
     max_context: Annotated[
         int | None, typer.Option(help="Longest context of the search, 32768 by default.")
     ] = None,
@@ -122,7 +136,7 @@ def show_thresholds(
     found = thresholds.thresholds(
         with_changed([kernels.get(kernel)], changes or [])[-1],
         practice.rule_of(metric),
-        longest=thresholds.LONGEST if max_context is None else max_context,
+        max_context=thresholds.LONGEST if max_context is None else max_context,
         seeds=thresholds.SEEDS if seeds is None else seeds,
         samples=thresholds.SAMPLES if samples is None else samples,
         regimes=thresholds.REGIMES if inputs is None else tuple(inputs.split(",")),
@@ -145,7 +159,7 @@ def show_advice(
     inputs: Annotated[
         str | None, typer.Option(help="A capture, .npz or .safetensors, instead of regimes.")
     ] = None,
-    regime: Annotated[str | None, typer.Option(help="Regimes, as A,B.")] = None,
+    regime: Annotated[str | None, typer.Option(help=REGIMES)] = None,
     seeds: Annotated[int | None, typer.Option(help="Draws of each regime: 2.")] = None,
     allow: Annotated[
         str, typer.Option(help="Formats of the accumulators.")

@@ -66,14 +66,21 @@ def _recommended(advice: Advice) -> list[str]:
             f"  what stops it: {', '.join(_stopped(advice))}",
             *_worse(best),
         ]
-    lines = []
+    lines, stands = [], advice.stands
+    if stands.worst <= advice.tolerance:
+        lines = [
+            f"it holds as it stands, {advice.tolerance / stands.worst:.3g} times below the "
+            "tolerance at worst: what follows costs less, or is what one would change",
+        ]
     for i, (title, candidate) in enumerate(advice.recommended, 1):
         lines += [
             f"({i}) {title}:",
             f"  {_change(candidate)}",
             f"  {candidate.worst:.2e} at worst ({candidate.input} at {candidate.context:,} keys), "
             f"{advice.tolerance / candidate.worst:.3g} times below the tolerance; "
-            f"price {candidate.price:.3f}, as it stands {advice.stands.price:.3f}",
+            f"price {candidate.price:.3f}",
+            f"  as it stands {stands.worst:.2e} ({stands.input} at {stands.context:,} keys); "
+            f"price {stands.price:.3f}",
             *_worse(candidate),
         ]
     return lines

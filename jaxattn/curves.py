@@ -44,6 +44,14 @@ class Curves(NamedTuple):
     stagnated: np.ndarray
     kv_block: np.ndarray
 
+    def __repr__(self) -> str:
+        some = ", ".join(self.recipes[:3]) + (", ..." if len(self.recipes) > 3 else "")
+        return (
+            f"Curves of {len(self.recipes)} recipes ({some}) at {len(self.contexts)} contexts, "
+            f"{self.contexts[0]:,} to {self.contexts[-1]:,} keys; metrics {', '.join(self.metrics)}"
+            f" [recipe, context, B, T, N] = {list(self.overflow.shape)}"
+        )
+
 
 def default_contexts(length: int) -> list[int]:
     """Four per octave from 256 to `length`, to the nearest 16, and `length` itself."""

@@ -229,7 +229,7 @@ def thresholds(
     kernel: Recipe,
     rule: Rule = RULES["nmse_llama"],
     *,
-    longest: int = LONGEST,
+    max_context: int = LONGEST,
     seeds: int = SEEDS,
     samples: int = SAMPLES,
     matrices: Sequence[Matrix] = MATRICES,
@@ -239,22 +239,22 @@ def thresholds(
     """What tests in practice see of the kernel's accumulators, where one would see them, and a
     limit for each context.
 
-    longest: contexts are searched in octaves from SHORTEST; a matrix's own may exceed it
+    max_context: contexts are searched in octaves from SHORTEST; a matrix's own may exceed it
     seeds:   of each test; samples: tensors of QUERIES of one head, for the limits
-    Raises ValueError where longest, seeds or samples are out of range, or a regime is unknown.
+    Raises ValueError where max_context, seeds or samples are out of range, or a regime is unknown.
     """
     for regime in regimes:
         if regime not in inputs.REGIMES:
             raise unknown("inputs", regime, inputs.REGIMES)
-    if not SHORTEST <= longest <= 2**20:
-        raise ValueError(f"longest must be from {SHORTEST} to {2**20} keys, got {longest}")
+    if not SHORTEST <= max_context <= 2**20:
+        raise ValueError(f"max_context must be from {SHORTEST} to {2**20} keys, got {max_context}")
     if not 1 <= seeds <= FIRST_SAMPLE:
         raise ValueError(f"seeds must be from 1 to {FIRST_SAMPLE}, got {seeds}")
     if samples < 2 * SAMPLE_HEADS or samples % SAMPLE_HEADS:
         raise ValueError(
             f"samples must be a multiple of {SAMPLE_HEADS}, two at least, got {samples}"
         )
-    octaves = [SHORTEST << i for i in range(21) if SHORTEST << i <= longest]
+    octaves = [SHORTEST << i for i in range(21) if SHORTEST << i <= max_context]
     practice: dict[str, Tried] = {}
     search: dict[tuple[str, str], Tried] = {}
     limits: dict[str, list[Level]] = {}

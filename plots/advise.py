@@ -90,9 +90,11 @@ def draw(advised: Advised) -> Figure:
     _dots(ax, advised)
     _numbers(ax, advised)
     _label(ax, labels)
+    holds = advised.stands.error <= advised.tolerance
+    what = "holds as it stands" if holds else "has to change to hold"
     return figures.finish(
         figure,
-        f"What {advised.kernel} has to change to hold up to {advised.context:,} keys",
+        f"{'' if holds else 'What '}{advised.kernel} {what} up to {advised.context:,} keys",
         f"a dot: one of {len(advised.candidates):,} recipes; error: the {advised.rows} over rows, "
         "worst of seeds, inputs and contexts",
         [],

@@ -138,7 +138,14 @@ def test_a_tolerance_that_nothing_meets(few):
     assert got.recommended == () and got.best.worst > 1e-12
     said = "\n".join(advice_text.text(got))
     assert f"none of {got.tried} recipes holds: the best reaches {got.best.worst:.2e}" in said
-    assert "what stops it: gaussian" in said
+    assert "what stops it: gaussian" in said and "it holds as it stands" not in said
+
+
+def test_a_kernel_that_holds_is_told_so(few):
+    got = advise.advise(NARROW, 512, "nmse=0.1", regimes=("gaussian",), seeds=1, **NARROW_L)
+    said = "\n".join(advice_text.text(got))
+    assert f"it holds as it stands, {0.1 / got.stands.worst:.3g} times below" in said
+    assert f"as it stands {got.stands.worst:.2e} (gaussian" in said
 
 
 def test_what_was_weighed_is_what_error_curves_says(few, tmp_path):

@@ -108,6 +108,16 @@ def words(figure: Figure) -> list[Text]:
     return [text for text in found if text.get_text()]
 
 
+def test_a_kernel_that_holds_has_nothing_to_change(tmp_path):
+    def title(error: float) -> str:
+        stands = ADVICE["as_it_stands"]
+        told = {**ADVICE, "as_it_stands": {**stands, "worst": {**stands["worst"], "error": error}}}
+        return words(drawn(tmp_path, told))[0].get_text()
+
+    assert "has to change" in title(2 * ADVICE["tolerance"])
+    assert "holds as it stands" in title(ADVICE["tolerance"] / 2)
+
+
 @pytest.mark.parametrize("told", ALL.values(), ids=ALL)
 def test_words_are_apart_and_on_the_page(told, tmp_path):
     figure = drawn(tmp_path, told)

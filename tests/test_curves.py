@@ -450,3 +450,13 @@ def test_a_nan_among_the_keys_is_shown():
     assert np.isfinite(curves.metrics["nmse"][:, 0]).all()
     assert not np.isfinite(curves.metrics["nmse"][:, 1]).any()
     assert curves.overflow[:, 1].all() and not curves.overflow[:, 0].any()
+
+
+def test_curves_are_printed_in_a_line():
+    shape = (2, 3, 1, 4, 1)
+    x = np.zeros(shape, np.float32)
+    made = Curves(("a", "b"), np.array([1, 2, 3000]), {"nmse": x}, x > 0, x > 0, np.zeros((2, 3)))
+    assert repr(made) == (
+        "Curves of 2 recipes (a, b) at 3 contexts, 1 to 3,000 keys; metrics nmse "
+        "[recipe, context, B, T, N] = [2, 3, 1, 4, 1]"
+    )

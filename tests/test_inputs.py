@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxattn import __main__ as cli
 from jaxattn.inputs import DTYPES, PAGE, RANGES, REGIMES, Stream, regime
 
 SMALL = {"heads": 2, "queries": 3, "head_dim": 8}
@@ -247,3 +248,7 @@ def test_identity_tells_streams_apart():
         other = dataclasses.replace(stream, **change)
         seen.add(json.dumps(other.identity, sort_keys=True))
     assert len(seen) == 10
+
+
+def test_help_names_all_regimes():
+    assert cli.REGIMES == f"Regimes A,B of inputs: {', '.join(REGIMES)}."

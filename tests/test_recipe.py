@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import types
 
 import numpy as np
 import pytest
@@ -358,3 +359,17 @@ def test_settings_make_changed_recipes_beside_those_that_they_change():
     assert both[-1].running_max == FLOAT32 and with_changed([wide], []) == [wide]
     with pytest.raises(ValueError, match="changes none of the recipes"):
         with_changed([wide], ["running_max=float32"])
+
+
+@pytest.mark.parametrize(
+    ("tables", "error", "words"),
+    [
+        (((HALF.replace(name="mine"),), (HALF.replace(name="mine"),)), ValueError, "'mine' is ano"),
+        ((HALF,), TypeError, "b: RECIPES must be a tuple of recipes"),
+        ((("half",),), TypeError, "b: RECIPES must be a tuple of recipes"),
+    ],
+)
+def test_families_that_do_not_fit_are_refused(tables, error, words):
+    families = [types.SimpleNamespace(__name__="b", RECIPES=table) for table in tables]
+    with pytest.raises(error, match=words):
+        kernels.by_name(families)

@@ -145,7 +145,7 @@ def found():
         patch.setattr(thresholds, "SAMPLE_SIZES", shape)
         patch.setattr(thresholds, "SAMPLE_HEADS", shape["heads"])
         return thresholds.thresholds(
-            PLANTED, longest=512, seeds=2, samples=16, matrices=(matrix,), regimes=("gaussian",)
+            PLANTED, max_context=512, seeds=2, samples=16, matrices=(matrix,), regimes=("gaussian",)
         )
 
 
@@ -200,7 +200,7 @@ def test_the_command_answers(found, monkeypatch, capsys):
         (("--kernel", "metall"), "metal"),
         (("--kernel", "metal", "--metric", "nsme"), "metric"),
         (("--kernel", "metal", "--set", "output=float32"), "changes none"),
-        (("--kernel", "metal", "--max-context", "100"), "longest must be from 256"),
+        (("--kernel", "metal", "--max-context", "100"), "max_context must be from 256"),
         (("--kernel", "metal", "--seeds", "0"), "seeds must be"),
         (("--kernel", "metal", "--samples", "20"), "samples must be a multiple of 8"),
         (("--kernel", "metal", "--inputs", "gausian"), "gaussian"),

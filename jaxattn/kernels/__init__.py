@@ -1,5 +1,7 @@
 """Recipes of real kernels, by name. A module is a family: tables and citations, no arithmetic."""
 
+from types import ModuleType
+
 from jaxattn.formats import unknown
 from jaxattn.kernels import (
     flash_attention,
@@ -26,7 +28,30 @@ _FAMILIES = (
     *(flash_attention, flashinfer, sage, triton_tutorial, papers),
     *(openxla, tokamax, pytorch, runtimes),
 )
-_RECIPES = {recipe.name: recipe for family in _FAMILIES for recipe in family.RECIPES}
+
+
+def by_name(families: tuple[ModuleType, ...]) -> dict[str, Recipe]:
+    """The recipes of all families. Raises ValueError for a name that two have, and TypeError for
+    RECIPES that are no tuple of recipes."""
+    found: dict[str, Recipe] = {}
+    for family in families:
+        recipes = family.RECIPES
+        if not isinstance(recipes, tuple) or not all(isinstance(x, Recipe) for x in recipes):
+            raise TypeError(
+                f"{family.__name__}: RECIPES must be a tuple of recipes, such as (ONE,) with a "
+                f"comma, got {type(recipes).__name__}"
+            )
+        for recipe in recipes:
+            if recipe.name in found:
+                raise ValueError(
+                    f"{family.__name__}: the name {recipe.name!r} is another recipe's; "
+                    "`jaxattn kernels` lists those that are taken"
+                )
+            found[recipe.name] = recipe
+    return found
+
+
+_RECIPES = by_name(_FAMILIES)
 
 
 def names() -> list[str]:
