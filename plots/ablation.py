@@ -217,7 +217,10 @@ def together(panels: Sequence[Panel], sites: Sequence[str], where: str) -> Figur
     tall = axes[0, -1].get_position().y1 - last.y0
     bar = figure.add_axes((last.x1 + 0.15 / WIDTH, last.y0 + 0.1 * tall, 0.09 / WIDTH, 0.8 * tall))
     percents = FuncFormatter(lambda y, _: percent(y))
-    figure.colorbar(image, cax=bar, format=percents, ticks=[-10, -1, -0.1, 0, 0.1, 1, 10])
+    ticks = [-10, -1, -0.1, 0, 0.1, 1, 10]
+    scale = figure.colorbar(image, cax=bar, format=percents, ticks=ticks)
+    assert scale.solids is not None
+    scale.solids.set(rasterized=False, edgecolor="face")  # a report takes no images
     bar.tick_params(length=0, labelsize=5.5)
     bar.minorticks_off()
     return finish(
@@ -248,7 +251,10 @@ def pairs(ax: Axes, panel: Panel, sites: Sequence[str], context: int, norm: Any)
     ax.grid(visible=False)
     for side in ("left", "bottom"):
         ax.spines[side].set_visible(False)
-    return ax.imshow(table, cmap="PuOr_r", norm=norm)
+    ax.set_aspect("equal")
+    edges = np.arange(count) - 0.5
+    ax.set_ylim(edges[-1], edges[0])
+    return ax.pcolormesh(edges, edges, table, cmap="PuOr_r", norm=norm)
 
 
 def percent(share: float) -> str:

@@ -17,9 +17,10 @@ from jaxattn.attribution import subsets
 from jaxattn.formats import FLOAT16, FLOAT32
 from jaxattn.inputs import regime
 from plots import ablation as drawn
-from plots.figures import STYLE
+from plots.figures import STYLE, save
 from sweeps import run as running
 from sweeps.ablation import study, table
+from sweeps.report import picture
 
 KERNEL = "metal-bf16"
 CONTEXTS = [256, 304, 368, 432, 512]
@@ -115,6 +116,22 @@ def test_the_figures_are_drawn_of_the_rows(ran, style):
     for name, figure in drawn.read_and_draw(ran[0]):
         assert name in ("owed_rule", "together_rule")
         assert_tidy(figure, name)
+
+
+def test_the_report_takes_the_figures(ran, style, tmp_path):
+    for name, figure in drawn.read_and_draw(ran[0]):
+        save(figure, tmp_path, name)
+        assert picture(tmp_path / f"{name}.svg", "a-").startswith("<svg")
+
+
+def test_equal_rows_are_one_draw():
+    """Where all queries are one, a mark would rest on as many draws as there are values."""
+    nmse = np.arange(24.0).reshape(2, 1, 2, 6)  # [subset, panel, context, rows]
+    nmse[:, :, 1, 3:] = nmse[:, :, 1, :3]
+    assert study._distinct(nmse).tolist() == [[6, 3]]
+    sure = made_panel([1e-5, 1e-5], [1e-6, 1e-6], rows=400, better=1.0)
+    assert table.matters(sure, 1) == "1,024+"
+    assert table.matters(sure._replace(distinct=np.array([5, 5])), 1) == "-"
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,9 @@ FULL = Ablation(
     regimes=("gaussian", "biased_v", "flat", "sink", "uniform01"),
     seeds=3,
     max_context=2**17,
-    sizes={**hexagon.FULL.sizes, "queries": 32},  # lifting a site draws all other errors anew
+    # Lifting a site draws all other errors anew: many rows; and in `flat`, where all queries are
+    # one, a row is a draw only where its values are its own.
+    sizes={**hexagon.FULL.sizes, "heads": 4, "group": 1, "queries": 32},
 )
 
 QUICK = dataclasses.replace(FULL, seeds=1, max_context=2**13)
@@ -227,7 +229,8 @@ def _rows(
 
     nmse, nmse_p90: median and 90th percentile over seeds, heads and queries, each at most 1.
     better: share of the rows that are better than the kernel's as it is; of equal ones half.
-    rows: how many there are. overflow: share of them that overflow.
+    rows: how many there are. distinct: how many of them differ in some subset's NMSE.
+    overflow: share of them that overflow.
     bias_l, bias_o: medians of what is finite.
     owed_nmse, owed_overflow: interaction indices of the subset (jaxattn.attribution), the Shapley
     value where it is one site; nan for subsets with sites beside.
@@ -278,6 +281,7 @@ def _rows(
     table["kv_block"] = kv_block[context].astype(np.int32)
     table["context"] = np.array(part.contexts, np.int32)[context]
     table["rows"] = np.full(count, rows["nmse"].shape[-1], np.int32)
+    table["distinct"] = _distinct(rows["nmse"])[panel, context]
     table["subset"] = np.array(list(part.recipes), np.int32)[subset]
     return pa.table({**table, **{name: x.ravel() for name, x in columns.items()}})
 
@@ -286,6 +290,18 @@ def _panels(x: np.ndarray, by_head: bool) -> np.ndarray:
     """[recipe, context, B, T, N] as [recipe, panel, context, rows]."""
     x = np.moveaxis(x, -1, 1) if by_head else x[:, None]
     return x.reshape(*x.shape[:3], -1)
+
+
+def _distinct(nmse: np.ndarray) -> np.ndarray:
+    """int32 [panel, context]: rows that no other equals in every subset; nmse [subset, ..., rows].
+
+    Where all queries are one, so are their rows: no more draws than there are values.
+    """
+    _, panels, contexts, _ = nmse.shape
+    counts = [
+        [np.unique(nmse[:, i, j], axis=1).shape[1] for j in range(contexts)] for i in range(panels)
+    ]
+    return np.array(counts, np.int32)
 
 
 def _share_better(nmse: np.ndarray) -> np.ndarray:

@@ -29,6 +29,7 @@ class Panel(NamedTuple):
 
     nmse, overflow: what is left with the subset lifted; better: share of the rows with less NMSE
     owed, owed_overflow: interaction indices
+    distinct: by context, how many rows differ, which is how many draws there are
     sites: names by bit; the first `inside` of them have all their subsets
     """
 
@@ -40,7 +41,7 @@ class Panel(NamedTuple):
     owed: pd.DataFrame
     owed_overflow: pd.DataFrame
     kv_block: int
-    rows: int
+    distinct: np.ndarray
     sites: tuple[str, ...]
     inside: int
 
@@ -58,9 +59,9 @@ def panels_of(rows: pd.DataFrame, sites: Sequence[str], beside: Sequence[str]) -
             columns = ("nmse", "overflow", "better", "owed_nmse", "owed_overflow")
             tables = [here.pivot(index="context", columns="subset", values=x) for x in columns]
             size = int(here["kv_block"].iloc[here["context"].argmax()])
-            count = int(here["rows"].iloc[0])
+            draws = here.groupby("context")["distinct"].first().to_numpy()
             names = (*sites, *beside)
-            panels.append(Panel(name, block, *tables, size, count, names, len(sites)))  # type: ignore[call-arg]
+            panels.append(Panel(name, block, *tables, size, draws, names, len(sites)))  # type: ignore[call-arg]
     return panels
 
 
@@ -83,7 +84,7 @@ def tables(rows: pd.DataFrame, sites: Sequence[str], beside: Sequence[str]) -> s
     lines += [
         f"from: the first context with NMSE above {SMALLEST:g} from which on, for an octave,",
         f"lifting changes it by more than {MATTERS:.0%} for the better (+) or the worse (-), and",
-        f"more rows than chance explains ({SURE:g} standard deviations).",
+        f"more of the distinct rows than chance explains ({SURE:g} standard deviations).",
         "exceeds: first context with NMSE above 5e-4; ~: within it again at a longer one;",
         "!: some row overflows at some context; -: none.",
     ]
@@ -174,7 +175,7 @@ def matters(panel: Panel, subset: int) -> str:
     worse = 1 - 2 * panel.better[subset].to_numpy()  # from -1 to 1, 0 by chance
     found = []
     for sign, mark in ((-1, "+"), (1, "-")):
-        far = (sign * changes > MATTERS) & (sign * worse > SURE / np.sqrt(panel.rows))
+        far = (sign * changes > MATTERS) & (sign * worse > SURE / np.sqrt(panel.distinct))
         for i, n in enumerate(contexts):
             octave = far[i:][contexts[i:] <= 2 * n]
             if octave.all() and len(octave) >= min(2, len(contexts)):
