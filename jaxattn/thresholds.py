@@ -37,6 +37,7 @@ SIZES = {"queries": 16, "heads": 4, "group": 1, "head_dim": 128}  # of the tenso
 SAMPLE_HEADS = 8  # samples that are drawn at once: one head's queries are one
 SAMPLE_SIZES = SIZES | {"heads": SAMPLE_HEADS}
 CONFIDENCE = 0.95
+SHAPE_DRAWS = 8  # of each shape that is proposed
 FIRST_SAMPLE = 1000  # the seed of the first: searches have those from 0
 
 Array = np.ndarray
@@ -215,6 +216,7 @@ class Thresholds(NamedTuple):
     practice: matrix -> its own test, at its own contexts
     search:   (matrix or "" for the rule asked about, regime) -> the same at octaves of contexts
     levels:   regime -> limits of the rule asked about, by context
+    shapes:   matrix -> the shape to add to it, tried, where the search found one
     """
 
     kernel: Recipe
@@ -223,6 +225,18 @@ class Thresholds(NamedTuple):
     practice: dict[str, Tried]
     search: dict[tuple[str, str], Tried]
     levels: dict[str, list[Level]]
+    shapes: dict[str, "Shape"]
+
+
+class Shape(NamedTuple):
+    """A context that a test may add, with these inputs: in how many fresh tensors of the test's own
+    size its rule fails the kernel, and in how many the corrected one."""
+
+    regime: str
+    context: int
+    seen: int
+    alarms: int
+    draws: int
 
 
 def thresholds(
@@ -240,7 +254,8 @@ def thresholds(
     limit for each context.
 
     max_context: contexts are searched in octaves from SHORTEST; a matrix's own may exceed it
-    seeds:   of each test; samples: tensors of QUERIES of one head, for the limits
+    seeds:   of each test, of SIZES in the search
+    samples: tensors of QUERIES of one head, for the limits
     Raises ValueError where max_context, seeds or samples are out of range, or a regime is unknown.
     """
     for regime in regimes:
@@ -272,4 +287,28 @@ def thresholds(
         draws = range(FIRST_SAMPLE, FIRST_SAMPLE + samples // SAMPLE_HEADS)
         (sample,) = attempt(kernel, [rule], regime, octaves, draws, SAMPLE_SIZES, by_head=True)
         limits[regime] = levels(sample)
-    return Thresholds(kernel, rule, tuple(matrices), practice, search, limits)
+    shapes: dict[str, Shape] = {}
+    for matrix in matrices:
+        found_at = _place(search, matrix, regimes)
+        if found_at is not None:
+            progress(f"{matrix.name}: {found_at[1]:,} keys of {found_at[0]}, at its own size")
+            shapes[matrix.name] = _tried(kernel, matrix, *found_at)
+    return Thresholds(kernel, rule, tuple(matrices), practice, search, limits, shapes)
+
+
+def _place(
+    search: Mapping[tuple[str, str], Tried], matrix: Matrix, regimes: Sequence[str]
+) -> tuple[str, int] | None:
+    """Inputs and the fewest keys at which the matrix's rule is of use: its own inputs first."""
+    for regime in sorted(regimes, key=lambda regime: regime != matrix.inputs):
+        keys = search[matrix.name, regime].useful
+        if keys is not None:
+            return regime, keys
+    return None
+
+
+def _tried(kernel: Recipe, matrix: Matrix, regime: str, context: int) -> Shape:
+    draws = range(FIRST_SAMPLE, FIRST_SAMPLE + SHAPE_DRAWS)
+    (tried,) = attempt(kernel, [matrix.rule], regime, [context], draws, matrix.sizes)
+    seen, alarms = (int(np.sum(x > tried.limit)) for x in (tried.kernel, tried.correct))
+    return Shape(regime, context, seen, alarms, SHAPE_DRAWS)

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from jaxattn.practice import Matrix, Rule
-from jaxattn.thresholds import CONFIDENCE, SIZES, Thresholds, Tried, corrected
+from jaxattn.thresholds import CONFIDENCE, SAMPLE_SIZES, SIZES, Thresholds, Tried, corrected
 
 WORDS = {
     "nmse": "NMSE",
@@ -110,24 +110,23 @@ def _rate(rate: tuple[int, int, float, float]) -> str:
 
 def advice(found: Thresholds, matrix: Matrix) -> list[str]:
     """A shape that would see the kernel by the test's own rule, or else a limit that would."""
-    regimes = sorted(found.levels, key=lambda regime: regime != matrix.inputs)
-    for regime in regimes:
-        keys = found.search[matrix.name, regime].useful
-        if keys is not None:
-            inputs = "its own inputs" if regime == matrix.inputs else f"inputs {regime}"
-            return [
-                f"{matrix.shape.format(keys=keys)}",
-                f"sees it, with {inputs} (found with {_TRIED})",
-            ]
-    regime = regimes[0]
+    shape = found.shapes.get(matrix.name)
+    if shape is not None:
+        inputs = "its own inputs" if shape.regime == matrix.inputs else f"inputs {shape.regime}"
+        alarms = f", and fails a correct one in {shape.alarms}" if shape.alarms else ""
+        return [
+            matrix.shape.format(keys=shape.context),
+            f"sees it in {shape.seen} of {shape.draws} draws of this shape, with {inputs}{alarms}",
+        ]
+    regime = matrix.inputs if matrix.inputs in found.levels else next(iter(found.levels))
     told = [x for x in found.levels[regime] if max(x.false_alarm[0], x.miss[0]) == 0]
     if not told:
         return ["no context of these tells the kernel from a correct one by a limit"]
-    level = told[0]
+    level, queries = told[0], SAMPLE_SIZES["queries"]
     return [
         matrix.shape.format(keys=level.context),
-        f"does not see it; {WORDS[found.rule.statistic]} <= {level.limit:g} of each head, against"
-        f" float64, would with inputs {regime}",
+        f"by its own limit does not see it; {WORDS[found.rule.statistic]} <= {level.limit:g}, of"
+        f" {queries} queries of each head against float64, would with inputs {regime}",
     ]
 
 
@@ -161,6 +160,7 @@ def to_dict(found: Thresholds) -> dict[str, Any]:
                     regime: tried(found.search[matrix.name, regime]) for regime in found.levels
                 },
                 "add": advice(found, matrix),
+                "shape": found.shapes[matrix.name]._asdict() if matrix.name in found.shapes else {},
             }
             for matrix in found.matrices
         ],

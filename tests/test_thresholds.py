@@ -163,6 +163,14 @@ def test_answers_in_words_and_numbers(found):
     assert told["tests"][0]["longer"]["gaussian"]["seen_from"] == 256
 
 
+def test_a_shape_is_proposed_once_it_was_tried_at_its_own_size(found):
+    assert found.shapes == {LLAMA.name: thresholds.Shape("gaussian", 256, 8, 0, 8)}
+    assert "    sees it in 8 of 8 draws of this shape, with inputs gaussian" in verdicts.text(found)
+    matrix = LLAMA._replace(sizes=SMALL, rule=Rule("nmse_llama", 5e-4))
+    tried = thresholds._tried(METAL, matrix, "gaussian", 64)
+    assert (tried.seen, tried.alarms, tried.draws) == (0, 0, 8)
+
+
 def test_the_answer_as_json_can_be_drawn(found, tmp_path):
     (tmp_path / "x.json").write_text(json.dumps(thresholds_plain(found)))
     assert len(figure_of(tmp_path / "x.json").axes) == 1
