@@ -90,13 +90,14 @@ def draw(advised: Advised) -> Figure:
     _dots(ax, advised)
     _numbers(ax, advised)
     _label(ax, labels)
+    over = "; at the upper edge: overflow" if np.isinf(advised.candidates[:, 1]).any() else ""
     holds = advised.stands.error <= advised.tolerance
     what = "holds as it stands" if holds else "has to change to hold"
     return figures.finish(
         figure,
         f"{'' if holds else 'What '}{advised.kernel} {what} up to {advised.context:,} keys",
         f"a dot: one of {len(advised.candidates):,} recipes; error: the {advised.rows} over rows, "
-        "worst of seeds, inputs and contexts",
+        f"worst of seeds, inputs and contexts{over}",
         [],
     )
 
