@@ -114,7 +114,7 @@ def test_a_run_that_cannot_fit_is_refused_before_it_starts(tmp_path):
     assert "of memory, and" in done.stderr and len(done.stderr.splitlines()) == 1
 
 
-def test_a_long_run_says_how_long_at_its_start_and_after_each_job():
+def test_a_run_says_what_it_does_before_and_how_long_after_each_job():
     lines: list[str] = []
 
     class Stream:
@@ -131,10 +131,14 @@ def test_a_long_run_says_how_long_at_its_start_and_after_each_job():
         progress.plan([10, 30])
         for label in ("one", "two"):
             progress.start(label)
+            assert "".join(lines).endswith(f"{label} ...\n")
             progress.finish()
-    said = "".join(lines).splitlines()
-    assert said[0] == "process 1: [1/2] one in 90.0 s, about 4 minutes left"
-    assert said[1] == "process 1: [2/2] two in 90.0 s"
+    assert "".join(lines).splitlines() == [
+        "process 1: [1/2] one ...",
+        "process 1: [1/2] one in 90.0 s, about 4 minutes left",
+        "process 1: [2/2] two ...",
+        "process 1: [2/2] two in 90.0 s",
+    ]
 
 
 MEASURED = """
