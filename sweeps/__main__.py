@@ -99,7 +99,7 @@ def run(
     from sweeps.ablation import study as ablation
     from sweeps.drawing import drawing
     from sweeps.plan import Study
-    from sweeps.store import check_directory
+    from sweeps.store import check_directory, remove_figures
 
     chosen = _study(study, quick)
     many.check(processes, process, coordinator)
@@ -146,7 +146,10 @@ def run(
         _carry_out(work, root, place)
         if place.index == 0 and predict:
             _predict(work, root)
-        if draw is not None and not draw(root):
+        if draw is None:
+            return
+        remove_figures(root)  # what an older version left as well
+        if not draw(root):
             _note(f"the rows are in {root}, but no figure was drawn: python -m plots {root}")
             raise typer.Exit(1)
 

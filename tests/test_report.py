@@ -176,6 +176,8 @@ def test_a_run_of_other_rows_leaves_no_figure_to_a_page(study, monkeypatch, caps
     assert done.returncode == 0 and "moved to" in done.stderr
     code, line = failed(monkeypatch, capsys, "report", study)
     assert code == 2 and "no figures are drawn; python -m plots" in line
+    assert sweeps(*command, "--recipes", "metal", "--out", study, "--no-figures").returncode == 0
+    written(study / "_figures" / "error_by_block.svg", SVG)  # as an older version left it
     assert sweeps(*command, "--recipes", "metal", "--out", study).returncode == 0
     assert {path.name for path in (study / "_figures").iterdir()} == before
 
