@@ -286,11 +286,12 @@ class Progress:
         if self.bar is not None:
             self.bar.add_task("starting", total=max(1, sum(weights)))
 
-    def start(self, label: str) -> None:
+    def start(self, label: str, brief: bool = False) -> None:
+        """brief: a job of a second or two, of which a line at its end is enough."""
         self.label, self.started = label, self.clock()
-        if self.bar is None:
+        if self.bar is None and not brief:
             self.say(f"{self._count(self.job + 1)} {label} ...")
-        else:
+        if self.bar is not None:
             self.bar.update(self.bar.task_ids[0], description=self.name + label)
 
     def keys(self, done: int, total: int) -> None:
