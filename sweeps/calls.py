@@ -16,15 +16,17 @@ MOST_STRUCTURES = 16  # of a call: about a minute to compile; a kernel with its 
 
 @functools.lru_cache(maxsize=4096)
 def structure_of(recipe: Any) -> Any:
-    """What makes recipes one compiled program."""
     from jaxattn import lanes
 
     return lanes.structure_of(recipe)
 
 
-def structures_of(jobs: Iterable[Job]) -> list[Any]:
-    """Each structure once, in the order of the recipes."""
-    return list(dict.fromkeys(structure_of(part.recipe) for job in jobs for part in job.parts))
+def by_structure(recipes: Iterable[Any]) -> dict[Any, list[Any]]:
+    """Recipes by what makes them one compiled program."""
+    groups: dict[Any, list[Any]] = {}
+    for recipe in recipes:
+        groups.setdefault(structure_of(recipe), []).append(recipe)
+    return groups
 
 
 def without(job: Job, finished: Iterable[str]) -> Job:
@@ -40,7 +42,7 @@ def calls_of(jobs: Sequence[Job], finished: Iterable[str] = ()) -> list[Job]:
     """
     done = frozenset(finished)
     left = [without(job, done) for job in jobs]
-    structures = structures_of(left)
+    structures = by_structure(recipe for job in left for recipe in job.recipes)
     count = -(-len(structures) // MOST_STRUCTURES)
     group = {structure: i * count // len(structures) for i, structure in enumerate(structures)}
     calls = (_only(job, group, number) for number in range(count) for job in left)

@@ -7,13 +7,13 @@ taken of, and the keys that each pass over them holds.
 
 import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from sweeps.calls import structure_of, structures_of
+from sweeps.calls import by_structure
 from sweeps.plan import TILE_KEYS, Job
 
 TILE_ARRAYS = 5  # arrays of the size of a tile's scores that a step has at once
@@ -39,13 +39,16 @@ class Estimate(NamedTuple):
         return f"about {duration(self.seconds)} and {size(self.memory)} of memory"
 
 
-def estimate(jobs: Iterable[Job], cached: Iterable[Any] = ()) -> Estimate:
-    """Of jobs one after another, each a call; cached: structures that were compiled before."""
-    jobs, cached = list(jobs), set(cached)
-    programs = [LOADING if one in cached else COMPILING for one in structures_of(jobs)]
+def estimate(jobs: Iterable[Job], before: Collection[Any] = ()) -> Estimate:
+    """Of jobs one after another, each a call; before: recipes of parts that are finished."""
+    jobs = list(jobs)
+    programs = {tuple(some) for job in jobs for some in by_structure(job.recipes).values()}
+    cached = sum(set(some) <= set(before) for some in programs)
     return Estimate(
         max((_memory(job) for job in jobs), default=0),
-        sum(programs) + sum(_work(job) for job in jobs) / SPEED,
+        LOADING * cached
+        + COMPILING * (len(programs) - cached)
+        + sum(_work(job) for job in jobs) / SPEED,
     )
 
 
@@ -80,14 +83,10 @@ def free_memory() -> int:
     return max(0, min(free))
 
 
-def _recipes(job: Job) -> tuple[Any, ...]:
-    return tuple(part.recipe for part in job.parts)
-
-
 def _memory(job: Job) -> int:
     query, inputs = job.inputs.arrays[0], job.inputs
     sizes = (np.shape(query), inputs.heads, inputs.value_dim, query.dtype.itemsize)
-    return _bytes(_recipes(job), job.contexts, *sizes)
+    return _bytes(job.recipes, job.contexts, *sizes)
 
 
 @functools.lru_cache(maxsize=64)  # the jobs of a study are of the same recipes
@@ -110,10 +109,8 @@ def _bytes(
     # Of the float64 reference, one head at a time.
     scores = (H + D + rows // heads) * KEYS_PER_PIECE * 8
     held, step, outputs = 4 * piece + scores, 0, 0
-    groups: dict[Any, list[Any]] = {}
-    for recipe in recipes:
-        groups.setdefault(structure_of(recipe), []).append(recipe)
-    for members in groups.values():
+    groups = by_structure(recipes).values()
+    for members in groups:
         layouts = {tile_of(members[0].kv_block, n, H, D, TILE_KEYS): n for n in C}
         width = 8 if members[0].storage == "float64" else 4
         lanes = len(members)

@@ -150,6 +150,10 @@ class Job:
     parts: tuple[Part, ...]
 
     @property
+    def recipes(self) -> tuple[Any, ...]:
+        return tuple(part.recipe for part in self.parts)
+
+    @property
     def cost(self) -> int:
         """About proportional to the time that it takes."""
         return len(self.parts) * self.contexts[-1]

@@ -172,8 +172,7 @@ def run_jobs(
 
     done = frozenset(finished)
     todo = calls.share_of(calls.calls_of(jobs, done), place.index, place.count)
-    parts = [part for job in jobs for part in job.parts]
-    before = {calls.structure_of(part.recipe) for part in parts if part.key in done}
+    before = {part.recipe for job in jobs for part in job.parts if part.key in done}
     if (expected := estimate(todo, before)).seconds >= LONG:
         what = "what is left takes" if done else "this takes"
         progress.say(f"{what} {expected}, to the order of magnitude")
@@ -188,7 +187,7 @@ def run_jobs(
         for job in todo:
             interrupts.check()
             progress.start(title(job))
-            structures = set(calls.structures_of([job]))
+            structures = set(calls.by_structure(job.recipes))
             if len(compiled | structures) > calls.MOST_STRUCTURES:
                 jax.clear_caches()  # their programs take memory, and serve no call to come
                 compiled = set()
@@ -196,7 +195,7 @@ def run_jobs(
             mesh = {} if place.devices is None else {"mesh": place.mesh(job.inputs.heads)}
             curves = jaxattn.error_curves(
                 *job.inputs.arrays,
-                [part.recipe for part in job.parts],
+                job.recipes,
                 contexts=list(job.contexts),
                 metrics=METRICS,
                 progress=report,

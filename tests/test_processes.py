@@ -75,7 +75,7 @@ def jobs_of_structures(count: int, *labels: str) -> list[plan.Job]:
 def test_a_call_is_of_few_structures_and_of_all_their_recipes(structures, count, most):
     cut = calls.calls_of(jobs_of_structures(structures, "x", "y"))
     assert [job.inputs.label for job in cut] == ["x", "y"] * count
-    some = [calls.structures_of([job]) for job in cut]
+    some = [list(calls.by_structure(job.recipes)) for job in cut]
     assert max(map(len, some)) == most <= calls.MOST_STRUCTURES
     assert some[::2] == some[1::2] and sum(map(len, some[::2])) == structures
     assert all(len(job.parts) == 2 * len(found) for job, found in zip(cut, some, strict=True))
