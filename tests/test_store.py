@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -156,6 +157,15 @@ def test_whatever_changes_the_rows_removes_the_figures(tmp_path):
     with writing(tmp_path, "s", pytest.fail) as rows:
         rows.begin({"study": "s", "parts": []}, [path_of(tmp_path, n).stem for n in "abc"])
     assert not drawn()
+
+
+def test_every_figure_that_plots_draws_is_known_by_its_name():
+    """sweeps imports nothing of plots: its sources say what their figures are called."""
+    drawn = re.compile(r'yield f?"([^"]+)"')
+    texts = [path.read_text() for path in (ROOT / "plots").glob("*.py")]
+    names = [re.sub(r"{.*?}", "64", name) for text in texts for name in drawn.findall(text)]
+    assert {"error_by_block", "atlas", "owed_6464"} <= set(names)
+    assert all(store.FIGURE_NAME.fullmatch(f"{name}.svg") for name in names)
 
 
 def test_what_is_not_ours_stays_among_the_figures(tmp_path):
