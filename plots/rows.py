@@ -19,11 +19,16 @@ MOST_PANELS = 8
 
 def manifest_of(root: Path) -> dict[str, Any]:
     """The manifest of a directory that `python -m sweeps run` wrote; ValueError if none."""
+    path = root / "_manifest.json"
+    if not path.is_file():
+        raise ValueError(f"{root}: no directory that `sweeps run` wrote")
     try:
-        manifest: dict[str, Any] = json.loads((root / "_manifest.json").read_text())
+        manifest: dict[str, Any] = json.loads(path.read_text())
         manifest["study"], [part["key"] for part in manifest["parts"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{root}: no directory of sweeps ({error})") from None
+        raise ValueError(
+            f"{path}: unreadable ({error}); the same `sweeps run` again rebuilds it"
+        ) from None
     return manifest
 
 
@@ -47,7 +52,7 @@ def read(root: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
         kinds = {label: source["kind"] for label, source in manifest["inputs"].items()}
         recipes = list(manifest["recipes"])
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{root}: no directory of sweeps ({error})") from None
+        raise ValueError(f"{root}: no rows of a grid study (its manifest: {error!r})") from None
     more = {"recipes": recipes, "kinds": kinds, "predicted": predictions_of(root, manifest)}
     return rows_of(root, manifest, COLUMNS), more
 
@@ -144,10 +149,12 @@ def blocks_of(lines: pd.DataFrame, recipe: str | None = None) -> list[str]:
 def featured(lines: pd.DataFrame, recipes: Sequence[str]) -> tuple[list[str], list[str]]:
     """Up to two recipes that ran at several blocks, and up to one that ran at its own only.
 
-    The kernel before and after llama.cpp #25085 and ggml's CPU decode kernel, where they ran.
+    A kernel as it is and as `--set` changes it; else the kernel before and after llama.cpp #25085
+    and ggml's CPU decode kernel, where they ran.
     """
     several = [name for name in recipes if len(blocks_of(lines, name)) > 1]
     single = [name for name in recipes if len(blocks_of(lines, name)) == 1]
-    pair: list[str] = [name for name in ("hexagon-hmx-fp16", "hexagon-hmx-fp32") if name in several]
+    changed = [[name.split("+")[0], name] for name in several if "+" in name]
+    pairs = [*changed, ["hexagon-hmx-fp16", "hexagon-hmx-fp32"], several[:2]]
     oracle: list[str] = [name for name in ("ggml-cpu-decode",) if name in single]
-    return (pair if len(pair) == 2 else several[:2]), (oracle or single[:1])
+    return next(pair for pair in pairs if set(pair) <= set(several)), (oracle or single[:1])

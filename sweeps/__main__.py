@@ -99,7 +99,7 @@ def run(
     from sweeps.ablation import study as ablation
     from sweeps.drawing import drawing
     from sweeps.plan import Study
-    from sweeps.store import check_directory
+    from sweeps.store import check_directory, remove_figures
 
     chosen = _study(study, quick)
     many.check(processes, process, coordinator)
@@ -146,7 +146,10 @@ def run(
         _carry_out(work, root, place)
         if place.index == 0 and predict:
             _predict(work, root)
-        if draw is not None and not draw(root):
+        if draw is None:
+            return
+        remove_figures(root)  # what an older version left as well
+        if not draw(root):
             _note(f"the rows are in {root}, but no figure was drawn: python -m plots {root}")
             raise typer.Exit(1)
 
@@ -176,7 +179,8 @@ def _carry_out(work: Any, root: Path, place: Any) -> None:
     first = place.index == 0
     with writing(root, work.study, _note) if first else nullcontext(Store(root)) as store:
         try:
-            finished = place.begin(store, manifest, [part["key"] for part in work.parts])
+            keys = [part["key"] for part in work.parts]
+            finished = place.begin(store, manifest, keys, _note)
             finished = {k: v for k, v in finished.items() if not work.again(store, k)}
             origin = running.provenance(environment)
             for line in running.differences(finished.values(), origin) if first else ():
@@ -240,12 +244,13 @@ def report(
     from sweeps import report as reports
     from sweeps.store import REPORT, read_manifest, write_whole
 
+    studies = [read_manifest(root)["study"] for root in directories]
     path = out or directories[0] / REPORT
     if path.suffix != ".html" or path.is_dir() or not path.parent.is_dir():
         raise ValueError(f"--out {path}: must be an .html file, in a directory that is there")
     sections = [
-        reports.section(root, _study(read_manifest(root)["study"], quick=False), number)
-        for number, root in enumerate(directories)
+        reports.section(root, _study(name, quick=False), number)
+        for number, (root, name) in enumerate(zip(directories, studies, strict=True))
     ]
     answered = [answers.answer(path, number) for number, path in enumerate(answer or ())]
     text = reports.page(sections, answered)

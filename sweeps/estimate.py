@@ -7,12 +7,13 @@ taken of, and the keys that each pass over them holds.
 
 import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from sweeps.calls import by_structure
 from sweeps.plan import TILE_KEYS, Job
 
 TILE_ARRAYS = 5  # arrays of the size of a tile's scores that a step has at once
@@ -21,6 +22,7 @@ ROW_BYTES = 6 * 4 + 2  # the metrics and flags of one recipe, context and query 
 TABLE_BYTES = 150  # a row of a part that is being written
 PROGRAM_BYTES = 25 * 2**20  # compiled, or being compiled: one structure of recipes
 COMPILING = 5.0  # seconds, likewise, where no cache has it
+LOADING = 1.0  # where one has
 BASE_BYTES = 60 * 2**20  # of XLA itself
 SPEED = 2e9  # products of a query's and a key's, or a weight and a value's, entries per second
 CONTAINER = Path("/sys/fs/cgroup")
@@ -37,13 +39,16 @@ class Estimate(NamedTuple):
         return f"about {duration(self.seconds)} and {size(self.memory)} of memory"
 
 
-def estimate(jobs: Iterable[Job]) -> Estimate:
-    """Of jobs one after another."""
+def estimate(jobs: Iterable[Job], before: Collection[Any] = ()) -> Estimate:
+    """Of jobs one after another, each a call; before: recipes of parts that are finished."""
     jobs = list(jobs)
-    programs = {structure for job in jobs for structure in _structures(_recipes(job))}
+    programs = {tuple(some) for job in jobs for some in by_structure(job.recipes).values()}
+    cached = sum(set(some) <= set(before) for some in programs)
     return Estimate(
         max((_memory(job) for job in jobs), default=0),
-        COMPILING * len(programs) + sum(_work(job) for job in jobs) / SPEED,
+        LOADING * cached
+        + COMPILING * (len(programs) - cached)
+        + sum(_work(job) for job in jobs) / SPEED,
     )
 
 
@@ -78,28 +83,13 @@ def free_memory() -> int:
     return max(0, min(free))
 
 
-def _recipes(job: Job) -> tuple[Any, ...]:
-    return tuple(part.recipe for part in job.parts)
-
-
-@functools.lru_cache(maxsize=64)  # the jobs of a study are of the same recipes
-def _structures(recipes: tuple[Any, ...]) -> dict[Any, list[Any]]:
-    """Recipes by what makes them one compiled program."""
-    from jaxattn.lanes import structure_of
-
-    groups: dict[Any, list[Any]] = {}
-    for recipe in recipes:
-        groups.setdefault(structure_of(recipe), []).append(recipe)
-    return groups
-
-
 def _memory(job: Job) -> int:
     query, inputs = job.inputs.arrays[0], job.inputs
     sizes = (np.shape(query), inputs.heads, inputs.value_dim, query.dtype.itemsize)
-    return _bytes(_recipes(job), job.contexts, *sizes)
+    return _bytes(job.recipes, job.contexts, *sizes)
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=64)  # the jobs of a study are of the same recipes
 def _bytes(
     recipes: tuple[Any, ...],
     C: tuple[int, ...],
@@ -119,7 +109,7 @@ def _bytes(
     # Of the float64 reference, one head at a time.
     scores = (H + D + rows // heads) * KEYS_PER_PIECE * 8
     held, step, outputs = 4 * piece + scores, 0, 0
-    groups = _structures(recipes).values()
+    groups = by_structure(recipes).values()
     for members in groups:
         layouts = {tile_of(members[0].kv_block, n, H, D, TILE_KEYS): n for n in C}
         width = 8 if members[0].storage == "float64" else 4

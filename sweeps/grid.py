@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from sweeps import estimate, plan, predictions
+from sweeps.calls import calls_of
 from sweeps.keys import sources_hash
 from sweeps.processes import Place
 from sweeps.run import Progress, describe_inputs, describe_rules, run_jobs
@@ -46,8 +47,8 @@ def work_of(
         run_jobs(jobs, store, finished, origin, progress, place)
 
     def refuse(there: set[str]) -> None:
-        missing = [job for job in (plan.without(job, there) for job in jobs) if job.parts]
-        estimate.refuse(estimate.estimate(missing), estimate.free_memory())
+        missing = estimate.estimate(calls_of(jobs, there))
+        estimate.refuse(missing, estimate.free_memory())
 
     work = Work(
         study=study.name,

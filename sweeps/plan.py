@@ -143,11 +143,15 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """Parts that share inputs and contexts: one call of jaxattn.error_curves."""
+    """Parts that share inputs and contexts: as many calls of jaxattn.error_curves as they take."""
 
     inputs: Inputs
     contexts: tuple[int, ...]
     parts: tuple[Part, ...]
+
+    @property
+    def recipes(self) -> tuple[Any, ...]:
+        return tuple(part.recipe for part in self.parts)
 
     @property
     def cost(self) -> int:
@@ -253,34 +257,3 @@ def blocks_of(study: Study, name: str, recipe: Any) -> dict[str, Any]:
         for kv_block in study.kv_blocks:
             settings[str(kv_block)] = recipe.replace(kv_block=kv_block)
     return settings
-
-
-def without(job: Job, finished: Iterable[str]) -> Job:
-    """The job without the parts that are finished already."""
-    done = frozenset(finished)
-    return dataclasses.replace(job, parts=tuple(p for p in job.parts if p.key not in done))
-
-
-def share_of(jobs: Sequence[Job], index: int, count: int) -> list[Job]:
-    """The jobs of process `index` of `count`: the costliest first, each to the one that has least.
-
-    Where there are fewer jobs than processes, the largest are halved. All processes that share the
-    same jobs agree, and what they get is every part once.
-    """
-    pieces = list(jobs)
-    while pieces and len(pieces) < count:
-        at = max(range(len(pieces)), key=lambda i: len(pieces[i].parts))
-        job = pieces[at]
-        half = len(job.parts) // 2
-        if not half:
-            break
-        pieces[at : at + 1] = (
-            dataclasses.replace(job, parts=parts) for parts in (job.parts[:half], job.parts[half:])
-        )
-    loads, mine = [0] * count, []
-    for at in sorted(range(len(pieces)), key=lambda i: -pieces[i].cost):
-        least = loads.index(min(loads))
-        loads[least] += pieces[at].cost
-        if least == index:
-            mine.append(at)
-    return [pieces[at] for at in sorted(mine)]

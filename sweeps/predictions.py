@@ -53,7 +53,8 @@ def add(jobs: Sequence[Job], root: Path, progress: Progress) -> list[str]:
             found = []
             for part in missing:
                 interrupts.check()
-                progress.start(f"theory: {part.inputs.label}, {part.name}, KV block {part.block}")
+                label = f"theory: {part.inputs.label}, {part.name}, KV block {part.block}"
+                progress.start(label, brief=True)
                 found += [_rows(part, head, x, version) for head, x in moments.items()]
                 progress.finish()
             if found:

@@ -49,11 +49,15 @@ class Place:
         return Mesh(np.array(self.devices).reshape(-1, across), ("recipes", "heads"))
 
     def begin(
-        self, store: Store, manifest: Mapping[str, Any], keys: Sequence[str]
+        self,
+        store: Store,
+        manifest: Mapping[str, Any],
+        keys: Sequence[str],
+        note: Callable[[str], object],
     ) -> dict[str, dict[str, Any]]:
         """The finished parts: process 0 writes the manifest, then all look, then any may write."""
         if self.index == 0:
-            finished = store.begin(manifest, keys)
+            finished = store.begin(manifest, keys, note)
         self.wait()
         if self.index:
             finished = store.join(keys)

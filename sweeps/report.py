@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sweeps.store import StoreError, read_rows
+from sweeps.store import StoreError, figures_in, read_rows
 
 TEMPLATE = Path(__file__).parent / "report.html.j2"
 TITLE = "The numerics of flash attention"
@@ -59,7 +59,8 @@ def section(root: Path, study: Any, number: int) -> Section:
         raise StoreError(
             f"{root}: rows and manifest are not those of one study ({error!r})"
         ) from None
-    paths = sorted((root / "_figures").glob("*.svg")) if study.has_figures else []
+    drawn = figures_in(root) if study.has_figures else []
+    paths = [path for path in drawn if path.suffix == ".svg"]
     if study.has_figures and not paths:
         raise StoreError(f"{root}: no figures are drawn; python -m plots {root} draws them")
     return Section(

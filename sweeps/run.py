@@ -15,8 +15,9 @@ from typing import Any, TextIO
 import numpy as np
 import pyarrow as pa
 
+from sweeps import calls
 from sweeps.estimate import LONG, duration, estimate
-from sweeps.plan import TILE_KEYS, Inputs, Job, Part, share_of, without
+from sweeps.plan import TILE_KEYS, Inputs, Job, Part
 from sweeps.processes import Place
 from sweeps.store import Store
 
@@ -163,15 +164,20 @@ def run_jobs(
 ) -> int:
     """Compute and store this process's share of the parts that are not finished; how many.
 
-    A job's parts are stored together, once all of them are computed.
+    They are computed in calls (`calls_of`), and those of a call are stored once it returns.
     """
+    import jax
+
     import jaxattn
 
-    todo = [job for job in (without(job, finished) for job in jobs) if job.parts]
-    todo = share_of(todo, place.index, place.count)
-    if (expected := estimate(todo)).seconds >= LONG:
-        progress.say(f"this takes {expected}, to the order of magnitude")
+    done = frozenset(finished)
+    todo = calls.share_of(calls.calls_of(jobs, done), place.index, place.count)
+    before = {part.recipe for job in jobs for part in job.parts if part.key in done}
+    if (expected := estimate(todo, before)).seconds >= LONG:
+        what = "what is left takes" if done else "this takes"
+        progress.say(f"{what} {expected}, to the order of magnitude")
     progress.plan([job.cost for job in todo])
+    compiled: set[Any] = set()
     with Interrupts() as interrupts:
 
         def report(done: int, total: int) -> None:
@@ -181,10 +187,15 @@ def run_jobs(
         for job in todo:
             interrupts.check()
             progress.start(title(job))
+            structures = set(calls.by_structure(job.recipes))
+            if len(compiled | structures) > calls.MOST_STRUCTURES:
+                jax.clear_caches()  # their programs take memory, and serve no call to come
+                compiled = set()
+            compiled |= structures
             mesh = {} if place.devices is None else {"mesh": place.mesh(job.inputs.heads)}
             curves = jaxattn.error_curves(
                 *job.inputs.arrays,
-                [part.recipe for part in job.parts],
+                job.recipes,
                 contexts=list(job.contexts),
                 metrics=METRICS,
                 progress=report,
@@ -222,7 +233,7 @@ def describe_rules(recipes: Iterable[Any]) -> dict[str, Any]:
 
 
 class Progress:
-    """Progress of a run on one stream: a bar on a terminal, else one line for each job.
+    """Progress of a run on one stream: a bar on a terminal, else a line before and after each job.
 
     name: what each line starts with, where several processes share the stream.
     """
@@ -274,8 +285,11 @@ class Progress:
         if self.bar is not None:
             self.bar.add_task("starting", total=max(1, sum(weights)))
 
-    def start(self, label: str) -> None:
+    def start(self, label: str, brief: bool = False) -> None:
+        """brief: a job of a second or two, of which a line at its end is enough."""
         self.label, self.started = label, self.clock()
+        if self.bar is None and not brief:
+            self.say(f"{self._count(self.job + 1)} {label} ...")
         if self.bar is not None:
             self.bar.update(self.bar.task_ids[0], description=self.name + label)
 
@@ -293,5 +307,8 @@ class Progress:
             now, done = self.clock(), sum(self.weights[: self.job])
             left = (now - self.begun) * (sum(self.weights) - done) / max(1, done)
             more = f", about {duration(left)} left" if left >= LONG else ""
-            count = f"[{self.job}/{len(self.weights)}]"
-            self.say(f"{count} {self.label} in {now - self.started:.1f} s{more}")
+            took = f"in {now - self.started:.1f} s"
+            self.say(f"{self._count(self.job)} {self.label} {took}{more}")
+
+    def _count(self, job: int) -> str:
+        return f"[{job}/{len(self.weights)}]"

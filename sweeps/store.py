@@ -9,6 +9,9 @@ Layout of DIR::
     _predicted.parquet  written by `run --predict`: what theory expects of the rows
     _aside/             parts that this directory's last run did not ask for
 
+A figure never shows other rows than stand beside it: whatever changes the rows removes the
+figures, until they are drawn again.
+
 Readers of Parquet directories skip names that begin with `_` or `.`, so that
 `pandas.read_parquet(DIR)` gives the rows of the present run and no others. A run moves the parts
 of other settings or of older sources to `_aside` and fetches them back when it needs them again:
@@ -39,6 +42,10 @@ from sweeps.keys import FORMAT, canonical, plain
 MANIFEST, ASIDE, FIGURES, TEMPORARY = "_manifest.json", "_aside", "_figures", "_tmp-"
 REPORT, PREDICTED = "_report.html", "_predicted.parquet"
 PART_NAME = re.compile(r"[0-9a-f]{64}\.parquet")
+FIGURE_NAME = re.compile(  # of `python -m plots`: whatever else lies in _figures is the user's
+    r"(error_by_block|error_by_recipe_\w+|passing|owed_\w+|together_\w+|atlas|fidelity|speed|theory)"
+    r"\.(png|svg)"
+)
 METADATA = b"jaxattn"
 
 
@@ -143,33 +150,59 @@ class Store:
     def path(self, key: str) -> Path:
         return self.root / f"{key}.parquet"
 
-    def begin(self, manifest: Mapping[str, Any], keys: Sequence[str]) -> dict[str, dict[str, Any]]:
+    def begin(
+        self,
+        manifest: Mapping[str, Any],
+        keys: Sequence[str],
+        note: Callable[[str], object] = lambda line: None,
+    ) -> dict[str, dict[str, Any]]:
         """Make DIR hold the finished ones among `keys` and no others; write the manifest.
 
         Returns the provenance of every finished part by its key; the rest is to be computed.
+        `note` is told of parts that are moved.
         """
         aside = self.root / ASIDE
         for path in self.root.glob(f"{TEMPORARY}*"):
             path.unlink(missing_ok=True)
-        for path in self.root.glob("*.parquet"):
-            if path.stem not in set(keys) and path.name != PREDICTED:
-                aside.mkdir(exist_ok=True)
-                os.replace(path, aside / path.name)
+        there = [path for path in self.root.glob("*.parquet") if path.name != PREDICTED]
+        if others := [path for path in there if path.stem not in set(keys)]:
+            back = self._way_back(manifest)
+            note(f"parts of other settings, moved to {aside}: {len(others)}{back}")
+            aside.mkdir(exist_ok=True)
+        for path in others:
+            self._move(path, aside / path.name)
         finished = {}
         for key in keys:
-            if self.path(key).is_dir():
-                raise StoreError(f"{self.path(key)}: a directory, where a part belongs; move it")
-            if not self.path(key).exists() and (aside / f"{key}.parquet").exists():
-                os.replace(aside / f"{key}.parquet", self.path(key))
-            if self.path(key).exists():
-                provenance = read_provenance(self.path(key))
+            path = self.path(key)
+            if path.is_dir():
+                raise StoreError(f"{path}: a directory, where a part belongs; move it")
+            if not path.exists() and (aside / path.name).exists():
+                self._move(aside / path.name, path)
+            if path.exists():
+                provenance = read_provenance(path)
                 if provenance is None or provenance.get("key") != key:
-                    self.path(key).unlink()
+                    remove_figures(self.root)
+                    path.unlink()
                 else:
                     finished[key] = provenance
         text = json.dumps(plain({"format": FORMAT, **manifest}), indent=1, allow_nan=False)
         write_whole(self.root / MANIFEST, lambda path: path.write_text(text + "\n"))
         return finished
+
+    def _move(self, path: Path, target: Path) -> None:
+        remove_figures(self.root)
+        os.replace(path, target)
+
+    def _way_back(self, manifest: Mapping[str, Any]) -> str:
+        """What fetches the parts of the last run, if another command than this one does."""
+        try:
+            last = read_manifest(self.root)
+        except StoreError:
+            return ""
+        same = last.get("sources") == manifest.get("sources")
+        if not same or last.get("command") in (None, manifest.get("command")):
+            return ""
+        return f"; `{last['command']}` brings them back"
 
     def join(self, keys: Sequence[str], patience: float = 60.0) -> dict[str, dict[str, Any]]:
         """What `begin` gave to the process that called it, for another process of the same run.
@@ -197,12 +230,27 @@ class Store:
         """Write one part, whole or not at all."""
         metadata = {METADATA: canonical({**provenance, "key": key}).encode()}
         rows = rows.replace_schema_metadata(metadata)
+        remove_figures(self.root)
         write_whole(
             self.path(key),
             lambda path: pa.parquet.write_table(
                 rows, path, compression="zstd", write_page_checksum=True
             ),
         )
+
+
+def figures_in(root: Path) -> list[Path]:
+    """What `python -m plots` drew of the rows in `root`; links are not its own."""
+    folder = root / FIGURES
+    if folder.is_symlink() or not folder.is_dir():
+        return []
+    ours = (path for path in folder.iterdir() if FIGURE_NAME.fullmatch(path.name))
+    return sorted(path for path in ours if path.is_file() and not path.is_symlink())
+
+
+def remove_figures(root: Path) -> None:
+    for path in figures_in(root):
+        path.unlink(missing_ok=True)
 
 
 def write_whole(target: Path, write: Callable[[Path], object]) -> None:

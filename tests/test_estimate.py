@@ -10,9 +10,10 @@ import psutil
 import pytest
 
 import jaxattn
+from sweeps import atlas, hexagon, plan
 from sweeps import estimate as estimates
-from sweeps import hexagon, plan
 from sweeps import run as running
+from sweeps.calls import by_structure, calls_of
 from sweeps.estimate import Estimate, duration, estimate, refuse, size
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,6 +50,30 @@ def test_jobs_take_the_memory_of_the_largest_and_the_time_of_all():
     assert both.memory == estimate([two]).memory
     assert estimate([two]).seconds < both.seconds < sum(estimate([j]).seconds for j in (one, two))
     assert estimate([]) == (0, 0.0)
+
+
+def test_what_was_compiled_before_takes_less_time_but_not_in_other_company():
+    one, two = job("hexagon-pr24389").recipes, job("hexagon-hmx-fp16").recipes
+    both = [job("hexagon-pr24389,hexagon-hmx-fp16")]
+    assert estimate(both, (*one, *two)).seconds < estimate(both).seconds
+    assert estimate(both, one) == estimate(both)
+    assert estimate(both, (*one, *two)).memory == estimate(both).memory
+
+
+def study_jobs(study: plan.Study) -> list[plan.Job]:
+    return plan.jobs_of(study, plan.recipes_of(study.names()), plan.inputs_of(study), "")
+
+
+def test_the_atlas_is_cut_and_takes_a_third_of_the_memory():
+    whole = study_jobs(atlas.FULL)
+    cut = calls_of(whole)
+    assert estimate(cut).memory < estimate(whole).memory / 3
+    assert len(cut) == 10 and max(len(by_structure(job.recipes)) for job in cut) <= 16
+
+
+def test_each_input_of_the_hexagon_study_stays_one_call():
+    whole = study_jobs(hexagon.FULL)
+    assert [job.parts for job in calls_of(whole)] == [job.parts for job in whole]
 
 
 def test_a_capture_is_measured_by_its_arrays():
@@ -114,7 +139,7 @@ def test_a_run_that_cannot_fit_is_refused_before_it_starts(tmp_path):
     assert "of memory, and" in done.stderr and len(done.stderr.splitlines()) == 1
 
 
-def test_a_long_run_says_how_long_at_its_start_and_after_each_job():
+def test_a_run_says_what_it_does_before_and_how_long_after_each_job():
     lines: list[str] = []
 
     class Stream:
@@ -131,10 +156,14 @@ def test_a_long_run_says_how_long_at_its_start_and_after_each_job():
         progress.plan([10, 30])
         for label in ("one", "two"):
             progress.start(label)
+            assert "".join(lines).endswith(f"{label} ...\n")
             progress.finish()
-    said = "".join(lines).splitlines()
-    assert said[0] == "process 1: [1/2] one in 90.0 s, about 4 minutes left"
-    assert said[1] == "process 1: [2/2] two in 90.0 s"
+    assert "".join(lines).splitlines() == [
+        "process 1: [1/2] one ...",
+        "process 1: [1/2] one in 90.0 s, about 4 minutes left",
+        "process 1: [2/2] two ...",
+        "process 1: [2/2] two in 90.0 s",
+    ]
 
 
 MEASURED = """

@@ -133,6 +133,13 @@ def test_featured_are_before_after_and_the_oracle():
     assert featured(lines, mine) == (list(mine[:2]), ["float32"])
 
 
+def test_a_changed_kernel_is_featured_beside_itself():
+    changed = [f"{name}+running_sum=fp22" for name in RECIPES[:2]]
+    names = ("hexagon-hmx-fp32", RECIPES[0], changed[0], RECIPES[1], changed[1], "float32")
+    lines = summarise(with_panels(made_rows(recipes=names), {}))
+    assert featured(lines, names) == ([RECIPES[0], changed[0]], ["float32"])
+
+
 # labels
 
 
@@ -379,6 +386,14 @@ def test_directories_without_rows_are_one_line_and_exit_2(tmp_path, monkeypatch,
         main()
     assert stop.value.code == 2 and len(capsys.readouterr().err.splitlines()) == 1
     assert not (root / "_figures").exists()
+
+
+def test_what_run_wrote_not_is_said_in_plain_words(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["plots", str(tmp_path / "nope")])
+    with pytest.raises(SystemExit):
+        main()
+    line = f"plots: {tmp_path / 'nope'}: no directory that `sweeps run` wrote\n"
+    assert capsys.readouterr().err == line
 
 
 def test_plots_import_nothing_of_the_project():

@@ -15,7 +15,7 @@ import pytest
 import jaxattn
 import sweeps.__main__ as cli
 from jaxattn.recipe import Recipe
-from sweeps import plan, processes, store
+from sweeps import calls, plan, processes, store
 from sweeps import run as running
 from sweeps.processes import Place, check
 from sweeps.store import StoreError, writing
@@ -38,7 +38,7 @@ def job(label: str, length: int, parts: int) -> plan.Job:
 @pytest.mark.parametrize("jobs", [[], [(64, 1)], [(64, 5)], [(64, 3), (256, 9)], [(64, 2)] * 8])
 def test_every_part_is_computed_by_one_process(jobs, count):
     some = [job(f"i{n}", *size) for n, size in enumerate(jobs)]
-    shares = [plan.share_of(some, index, count) for index in range(count)]
+    shares = [calls.share_of(some, index, count) for index in range(count)]
     dealt = [part for share in shares for job in share for part in job.parts]
     assert sorted(p.key for p in dealt) == sorted(p.key for job in some for p in job.parts)
     busy = sum(bool(share) for share in shares)
@@ -47,7 +47,7 @@ def test_every_part_is_computed_by_one_process(jobs, count):
 
 def test_shares_are_about_equal_and_keep_the_order_of_seeds():
     some = [job(f"i{n}", length, 4) for n, length in enumerate((64, 512, 128, 64, 512, 256))]
-    shares = [plan.share_of(some, index, 3) for index in range(3)]
+    shares = [calls.share_of(some, index, 3) for index in range(3)]
     costs = [sum(job.cost for job in share) for share in shares]
     assert max(costs) == 4 * 512 and sum(costs) == sum(job.cost for job in some)
     assert [job.inputs.label for job in shares[2]] == ["i0", "i2", "i3", "i5"]
@@ -55,7 +55,39 @@ def test_shares_are_about_equal_and_keep_the_order_of_seeds():
 
 def test_one_process_gets_all_jobs_as_they_are():
     some = [job("a", 64, 2), job("b", 512, 3)]
-    assert plan.share_of(some, 0, 1) == some
+    assert calls.share_of(some, 0, 1) == some
+
+
+def jobs_of_structures(count: int, *labels: str) -> list[plan.Job]:
+    """Two recipes of each structure, apart from each other."""
+    recipes = [Recipe(name=f"{n}{k}", kv_block=16 * (n + 1)) for k in "ab" for n in range(count)]
+    made = []
+    for label in labels:
+        inputs = plan.Inputs(label, "regime", 0, 64, {}, (None, None, None))
+        parts = tuple(plan.Part("s", r.name, r, inputs, "rule", (64,), "") for r in recipes)
+        made.append(plan.Job(inputs, (64,), parts))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("structures", "count", "most"), [(15, 1, 15), (16, 1, 16), (17, 2, 9), (69, 5, 14)]
+)
+def test_a_call_is_of_few_structures_and_of_all_their_recipes(structures, count, most):
+    cut = calls.calls_of(jobs_of_structures(structures, "x", "y"))
+    assert [job.inputs.label for job in cut] == ["x", "y"] * count
+    some = [list(calls.by_structure(job.recipes)) for job in cut]
+    assert max(map(len, some)) == most <= calls.MOST_STRUCTURES
+    assert some[::2] == some[1::2] and sum(map(len, some[::2])) == structures
+    assert all(len(job.parts) == 2 * len(found) for job, found in zip(cut, some, strict=True))
+
+
+def test_calls_are_of_what_is_missing():
+    jobs = jobs_of_structures(17, "x", "y")
+    done = {part.key for part in jobs[0].parts} | {jobs[1].parts[0].key}
+    cut = calls.calls_of(jobs, done)
+    assert [job.inputs.label for job in cut] == ["y", "y"]
+    assert {p.key for job in cut for p in job.parts} == {p.key for p in jobs[1].parts} - done
+    assert calls.calls_of(jobs, {part.key for job in jobs for part in job.parts}) == []
 
 
 # what is refused
@@ -257,7 +289,9 @@ def test_a_process_that_is_killed_loses_what_it_computed_and_no_more(
     root = tmp_path / "out"
     both = start_two(root, cache)
     lines = both[victim].stderr
-    assert lines is not None and any(f"process {victim}: [1/3]" in line for line in lines)
+    assert lines is not None and any(
+        f"process {victim}: [1/3]" in line and " in " in line for line in lines
+    )
     time.sleep(0.05)
     both[victim].kill()
     begun = time.monotonic()
@@ -286,9 +320,9 @@ def test_ctrl_c_is_heard_while_a_process_waits_for_another(tmp_path, cache):
     study += ["--seeds", "1", "--max-context", "256", "--no-figures"]
     first, other = start_two(tmp_path / "out", cache, study)
     assert first.stderr is not None and other.stderr is not None
-    assert any("process 0: [1/2]" in line for line in first.stderr)
+    assert any(line.startswith("process 0: [1/2]") and " in " in line for line in first.stderr)
     first.send_signal(signal.SIGSTOP)
-    assert any("process 1: [1/1]" in line for line in other.stderr)
+    assert any(line.startswith("process 1: [1/1]") and " in " in line for line in other.stderr)
     time.sleep(1)
     other.send_signal(signal.SIGINT)
     time.sleep(0.2)

@@ -155,6 +155,33 @@ def test_bad_input_is_one_line_and_writes_nothing(
     assert not (study / REPORT).exists()
 
 
+def test_what_run_wrote_not_is_said_before_anything_else(tmp_path, monkeypatch, capsys):
+    code, line = failed(monkeypatch, capsys, "report", tmp_path / "nope")
+    assert code == 2 and "nope: no such directory; `python -m sweeps run` writes one" in line
+
+
+def test_a_page_shows_no_picture_but_what_plots_drew(study):
+    extra = written(study / "_figures" / "mine.svg", SVG)
+    assert sweeps("report", study).returncode == 0
+    extra.unlink()
+    ours = {path.stem for path in (study / "_figures").glob("*.svg")}
+    labels = re.findall(r'<svg role="img" aria-label="(.*?)"', (study / REPORT).read_text())
+    assert {label.replace(" ", "_") for label in labels} == ours
+
+
+def test_a_run_of_other_rows_leaves_no_figure_to_a_page(study, monkeypatch, capsys):
+    command = ["run", "hexagon", "--quick", "--inputs", "gaussian,sink", "--max-context", 512]
+    before = {path.name for path in (study / "_figures").iterdir()}
+    done = sweeps(*command, "--recipes", "float32", "--out", study, "--no-figures")
+    assert done.returncode == 0 and "moved to" in done.stderr
+    code, line = failed(monkeypatch, capsys, "report", study)
+    assert code == 2 and "no figures are drawn; python -m plots" in line
+    assert sweeps(*command, "--recipes", "metal", "--out", study, "--no-figures").returncode == 0
+    written(study / "_figures" / "error_by_block.svg", SVG)  # as an older version left it
+    assert sweeps(*command, "--recipes", "metal", "--out", study).returncode == 0
+    assert {path.name for path in (study / "_figures").iterdir()} == before
+
+
 def test_a_study_without_figures_says_how_to_draw_them(study, tmp_path, monkeypatch, capsys):
     (study / "_figures").rename(tmp_path / "away")
     try:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -113,6 +114,76 @@ def test_parts_of_other_settings_leave_the_rows_and_come_back(tmp_path):
     assert recipes_in(tmp_path) == {"b", "c"}
     assert fill(tmp_path, ["a", "b"]) == []
     assert recipes_in(tmp_path) == {"a", "b"}
+
+
+def moved(root: Path, **manifest: object) -> str:
+    """What is said of the one part in `root` that a run of none moves."""
+    said: list[str] = []
+    with writing(root, "s", pytest.fail) as rows:
+        key = part_key({"recipe": "a"}, "sources")
+        rows.begin({"study": "s", "sources": "1", "command": "run a", "parts": []}, [key])
+        if key not in {path.stem for path in root.iterdir()}:
+            rows.write(key, rows_for("a"), {})
+        rows.begin({"study": "s", "sources": "1", "parts": [], **manifest}, [], said.append)
+    (line,) = said
+    return line
+
+
+def test_what_is_moved_is_said_and_the_way_back_if_there_is_one(tmp_path):
+    line = f"parts of other settings, moved to {tmp_path / '_aside'}: 1"
+    assert moved(tmp_path, command="run b") == f"{line}; `run a` brings them back"
+    assert moved(tmp_path, command="run b", sources="2") == line
+    assert moved(tmp_path, command="run a") == line  # other inputs of the same name
+
+
+def test_whatever_changes_the_rows_removes_the_figures(tmp_path):
+    def drawn() -> bool:
+        return bool(store.figures_in(tmp_path))
+
+    def draw() -> None:
+        (tmp_path / "_figures").mkdir(exist_ok=True)
+        (tmp_path / "_figures" / "passing.svg").write_text("")
+
+    fill(tmp_path, ["a", "b"])
+    draw()
+    fill(tmp_path, ["a", "b"])
+    assert drawn()
+    for names in (["a"], ["a", "b"], ["a", "b", "c"]):  # moved aside, brought back, computed
+        draw()
+        fill(tmp_path, names)
+        assert not drawn()
+    path_of(tmp_path, "a").write_bytes(b"")
+    draw()
+    with writing(tmp_path, "s", pytest.fail) as rows:
+        rows.begin({"study": "s", "parts": []}, [path_of(tmp_path, n).stem for n in "abc"])
+    assert not drawn()
+
+
+def test_every_figure_that_plots_draws_is_known_by_its_name():
+    """sweeps imports nothing of plots: its sources say what their figures are called."""
+    drawn = re.compile(r'yield f?"([^"]+)"')
+    texts = [path.read_text() for path in (ROOT / "plots").glob("*.py")]
+    names = [re.sub(r"{.*?}", "64", name) for text in texts for name in drawn.findall(text)]
+    assert {"error_by_block", "atlas", "owed_6464"} <= set(names)
+    assert all(store.FIGURE_NAME.fullmatch(f"{name}.svg") for name in names)
+
+
+def test_what_is_not_ours_stays_among_the_figures(tmp_path):
+    fill(tmp_path / "d", ["a"])
+    (tmp_path / "else").mkdir()
+    (tmp_path / "else" / "atlas.svg").write_text("precious")
+    figures = tmp_path / "d" / "_figures"
+    figures.symlink_to(tmp_path / "else")
+    fill(tmp_path / "d", ["b"])
+    assert store.figures_in(tmp_path / "d") == []
+    figures.unlink()
+    figures.mkdir()
+    (figures / "atlas.svg").symlink_to(tmp_path / "else" / "atlas.svg")
+    (figures / "notes.svg").write_text("precious")
+    (figures / "speed.png").mkdir()
+    fill(tmp_path / "d", ["a"])
+    assert len(list(figures.iterdir())) == 3
+    assert (tmp_path / "else" / "atlas.svg").read_text() == "precious"
 
 
 def test_a_directory_in_place_of_a_part_is_refused(tmp_path):

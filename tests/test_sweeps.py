@@ -18,7 +18,7 @@ import pytest
 import sweeps.__main__ as cli
 from jaxattn.block_rules import RULES
 from jaxattn.recipe import Recipe
-from sweeps import hexagon, plan, table
+from sweeps import calls, hexagon, plan, table
 from sweeps import run as running
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -285,6 +285,74 @@ def test_ctrl_c_keeps_finished_parts_and_resumes(core, sweep, tmp_path, capsys, 
     before = len(core.calls)
     assert sweep() == 0
     assert len(core.calls) == before + 1
+
+
+def test_a_job_of_many_structures_is_stored_call_by_call(
+    core, sweep, monkeypatch, tmp_path, capsys
+):
+    monkeypatch.setattr(calls, "MOST_STRUCTURES", 2)
+    core.interrupt_at = 2
+    assert sweep() == 130
+    rule = next(iter(RULES))
+    first = [f"hexagon-hmx-fp16@{rule}", "hexagon-hmx-fp16@64", "metal@64"]
+    assert core.calls == [first, first]  # seed after seed, so that each is compiled once
+    said = capsys.readouterr().err
+    assert "[1/4] gaussian, seed 0: 3 curves ...\n" in said and "6 of 10 parts are kept" in said
+    core.interrupt_at = None
+    assert sweep() == 0
+    assert core.calls[2:] == [["hexagon-hmx-fp16@128", "hexagon-hmx-fp16@512"]] * 2
+    assert len(pd.read_parquet(tmp_path / "out")) == 2 * 5 * 4 * 6
+
+
+def test_programs_of_calls_that_are_over_are_let_go(core, sweep, monkeypatch):
+    let_go: list[int] = []
+    monkeypatch.setattr("jax.clear_caches", lambda: let_go.append(len(core.calls)))
+    assert sweep() == 0 and let_go == []
+    monkeypatch.setattr(calls, "MOST_STRUCTURES", 2)
+    assert sweep("--max-context", "350") == 0 and let_go == [2 + 2]
+
+
+def test_a_run_that_goes_on_says_what_is_left(core, sweep, monkeypatch, capsys):
+    def announced(*arguments: str) -> tuple[str, float]:
+        assert sweep(*arguments) == 0
+        said = capsys.readouterr().err.splitlines()
+        (line,) = [line for line in said if "to the order of magnitude" in line]
+        what, seconds = line.split(" about ")
+        return what, float(seconds.split()[0])
+
+    monkeypatch.setattr(running, "LONG", 0.0)
+    assert announced() == ("this takes", 4 * 5)
+    assert announced("--seeds", "3") == ("what is left takes", 4 * 1)  # compiled before
+    assert announced("--seeds", "4", "--recipes", "metal") == ("what is left takes", 1)
+
+
+def test_parts_of_other_settings_are_moved_in_one_line(core, sweep, tmp_path, capsys):
+    sweep("--seeds", "1")
+    capsys.readouterr()
+    assert sweep("--seeds", "1", "--recipes", "metal") == 0
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if "_aside" in x]
+    where = tmp_path / "out" / "_aside"
+    assert line.startswith(f"parts of other settings, moved to {where}: 4; `python -m sweeps run")
+    assert "--seeds 1` brings them back" in line
+    assert sweep("--seeds", "1") == 0
+    assert "_aside" not in capsys.readouterr().err and len(core.calls) == 1
+
+
+def test_figures_of_other_rows_go(core, sweep, tmp_path):
+    folder = tmp_path / "out" / "_figures"
+    names = ("error_by_block.svg", "error_by_recipe_64.png", "mine.svg", "passing.txt")
+
+    def kept_by(*arguments: str) -> set[str]:
+        folder.mkdir(exist_ok=True)
+        for name in names:
+            (folder / name).write_text("")
+        assert sweep(*arguments) == 0
+        return {path.name for path in folder.iterdir()}
+
+    sweep("--seeds", "1")
+    assert kept_by("--seeds", "1") == set(names)
+    for arguments in (["--seeds", "2"], ["--recipes", "metal"], []):
+        assert kept_by(*arguments) == {"mine.svg", "passing.txt"}, arguments
 
 
 def test_other_jax_versions_are_warned_about(sweep, monkeypatch, capsys):
