@@ -268,10 +268,10 @@ def _study(name: str, quick: bool) -> Any:
 
 
 def _print_tables(root: Path) -> None:
-    from sweeps.store import read_rows
+    from sweeps.store import finished, read_rows
 
     manifest, stored = read_rows(root)
-    done = sum((root / f"{part['key']}.parquet").is_file() for part in manifest["parts"])
+    done, parts = finished(root, manifest)
     study = _study(manifest["study"], quick=False)
     try:
         text = study.text(stored.to_pandas(), manifest)
@@ -281,8 +281,8 @@ def _print_tables(root: Path) -> None:
             "again rebuilds the manifest"
         ) from None
     print(text)
-    if done < len(manifest["parts"]):
-        _note(f"{done} of {len(manifest['parts'])} parts are finished; `run` again for the rest")
+    if done < parts:
+        _note(f"{done} of {parts} parts are finished; `run` again for the rest")
 
 
 def _note(line: str) -> None:

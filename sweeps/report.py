@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sweeps.store import StoreError, figures_in, read_rows
+from sweeps.store import StoreError, figures_in, finished, read_rows
 
 TEMPLATE = Path(__file__).parent / "report.html.j2"
 TITLE = "The numerics of flash attention"
@@ -53,12 +53,16 @@ def section(root: Path, study: Any, number: int) -> Section:
     """
     manifest, stored = read_rows(root)
     try:
+        done, parts = finished(root, manifest)
         text, facts = study.text(stored.to_pandas(), manifest), _facts(manifest)
         method, recipes = _method(manifest), _recipes(manifest)
     except (LookupError, ValueError, TypeError, AttributeError) as error:
         raise StoreError(
             f"{root}: rows and manifest are not those of one study ({error!r})"
         ) from None
+    if done < parts:
+        text = f"Unfinished: what follows is of {done} of {parts} parts.\n\n{text}"
+        facts = [*facts, ("finished", f"{done} of {parts} parts")]
     drawn = figures_in(root) if study.has_figures else []
     paths = [path for path in drawn if path.suffix == ".svg"]
     if study.has_figures and not paths:

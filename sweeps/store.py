@@ -86,15 +86,21 @@ def _parts(root: Path, manifest: Mapping[str, Any]) -> list[Path]:
         ) from None
 
 
+def finished(root: Path, manifest: dict[str, Any]) -> tuple[int, int]:
+    """How many of the manifest's parts are stored, and how many there are."""
+    paths = _parts(root, manifest)
+    return sum(path.is_file() for path in paths), len(paths)
+
+
 def read_rows(root: Path) -> tuple[dict[str, Any], pa.Table]:
     """Manifest and rows of the present run's finished parts, in the order of the manifest."""
     manifest = read_manifest(root)
     paths = _parts(root, manifest)
-    finished = [str(path) for path in paths if path.is_file()]
-    if not finished:
+    stored = [str(path) for path in paths if path.is_file()]
+    if not stored:
         raise StoreError(f"{root}: no part is finished yet; run the same command again")
     try:
-        rows = pyarrow.dataset.dataset(finished, format="parquet").to_table()
+        rows = pyarrow.dataset.dataset(stored, format="parquet").to_table()
     except (pa.ArrowException, OSError) as error:
         raise StoreError(
             f"{root}: a part cannot be read ({error}); the same `run` again replaces it"

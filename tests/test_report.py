@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -70,6 +71,17 @@ def test_a_page_of_a_study_and_an_answer(study, tmp_path):
     assert "gaussian, sink" in text and "seed 0" in text and "256 to 512 keys" in text
     assert "my answer" in text and "&lt;b&gt;metal" in text and "<b>metal" not in text
     assert "python -m sweeps run hexagon" in text and "ggml-metal" in text  # made how, of what
+
+
+def test_a_page_of_unfinished_rows_says_so(study, tmp_path):
+    root = tmp_path / "part"
+    shutil.copytree(study, root)
+    next(root.glob("*.parquet")).unlink()
+    assert sweeps("report", root).returncode == 0
+    said = "Unfinished: what follows is of 1 of 2 parts."
+    assert said in (root / REPORT).read_text()
+    sweeps("report", study)
+    assert "Unfinished" not in (study / REPORT).read_text()
 
 
 def test_a_page_needs_nothing_else(study):
