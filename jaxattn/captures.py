@@ -31,6 +31,8 @@ Order = Literal["C", "F"]
 REQUIRED = ("query", "key", "value")
 NAMES = (*REQUIRED, "output")
 LAYOUTS = {3: "head,token,dim", 4: "batch,token,head,dim"}
+EXCHANGED = {3: "[token, head, dim]", 4: "[batch, head, token, dim]"}
+LAYOUT_RULE = "three axes are read as [head, token, dim], four as [batch, token, head, dim]"
 SAFETENSORS_DTYPES = {
     "F64": np.float64,
     "F32": np.float32,
@@ -221,19 +223,28 @@ def _check_shapes(path: Path, arrays: Arrays, layout: str | None) -> None:
         )
     if any(0 in shape for shape in shapes.values()):
         raise ValueError(f"{path}: an array is empty: {got}")
-    (B, T, N, H), (Bk, S, K, Hk) = (_bthd(shapes[name]) for name in ("query", "key"))
-    Bv, Sv, Kv, D = _bthd(shapes["value"])
+    read = {name: _bthd(shape) for name, shape in shapes.items()}
+    if (broken := _broken_rule(read)) is None:
+        return
+    hint = ""
+    if _broken_rule({name: (B, N, T, D) for name, (B, T, N, D) in read.items()}) is None:
+        axes = "(1, 0, 2)" if rank == 3 else "(0, 2, 1, 3)"
+        hint = f"; they look like {EXCHANGED[rank]}: save each as x.transpose{axes}"
+    raise ValueError(f"{path}: {broken}, got {got} ({LAYOUT_RULE}{hint})")
+
+
+def _broken_rule(shapes: dict[str, tuple[int, ...]]) -> str | None:
+    """The first rule that shapes [batch, token, head, dim] break."""
+    (B, T, N, H), (Bk, S, K, Hk), (Bv, Sv, Kv, D) = (shapes[name] for name in REQUIRED)
     if (Bk, Sv, Kv, Bv) != (B, S, K, B):
-        raise ValueError(f"{path}: batch, tokens and heads of key and value must agree, got {got}")
+        return "batch, tokens and heads of key and value must agree"
     if Hk != H:
-        raise ValueError(f"{path}: query and key must have the same last axis, got {got}")
+        return "query and key must have the same last axis"
     if N % K:
-        raise ValueError(f"{path}: query heads must be a multiple of key/value heads, got {got}")
-    if "output" in shapes and _bthd(shapes["output"]) != (B, T, N, D):
-        raise ValueError(
-            f"{path}: output must have the tokens and heads of query and the last axis of value,"
-            f" got {got}"
-        )
+        return "query heads must be a multiple of key/value heads"
+    if "output" in shapes and shapes["output"] != (B, T, N, D):
+        return "output must have the tokens and heads of query and the last axis of value"
+    return None
 
 
 def _bthd(shape: tuple[int, ...]) -> tuple[int, ...]:

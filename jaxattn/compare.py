@@ -1,6 +1,7 @@
 """compare: a kernel's own output beside float64, and beside what recipes make of its inputs."""
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -8,9 +9,12 @@ import numpy as np
 from jaxattn import kernels, metrics
 from jaxattn.agreement import Agreement, agreement, correlation
 from jaxattn.attention import dot_product_attention
+from jaxattn.captures import LAYOUT_RULE
 from jaxattn.outputs import outputs
+from jaxattn.passes import ONE_THREAD
 from jaxattn.recipe import Recipe
 from jaxattn.reference import reference_attention
+from jaxattn.remarks import better_reading, remarks_on
 
 METRICS = ("nmse", "nmse_llama", "rel_l2", "max_abs", "cosine", "ulps", "bias_o")
 WORST = {"max_abs": np.max, "ulps": np.max}  # the median over queries for other metrics
@@ -38,8 +42,8 @@ CANDIDATES = (
 )
 
 FEW_KEYS = 256  # queries that see no more share one region
-FAR = 0.1  # NMSE that no rounding explains
-SAME, ALIKE = 0.999, 0.5  # correlations of one arithmetic, and of some kinship
+SAME, CLOSE, ALIKE = 0.999, 0.9, 0.5  # correlations: one arithmetic, nearly one, some kinship
+NEAREST, BLOCKS = 3, (64, 128, 512)  # KV blocks at which the nearest are tried where none is CLOSE
 
 
 class Region(NamedTuple):
@@ -60,7 +64,8 @@ class Region(NamedTuple):
 class Comparison(NamedTuple):
     """A capture's output against float64, and recipes on the same inputs, nearest first.
 
-    recipes:     names, by the correlation of their error vectors with the observed one
+    recipes:     names, by the correlation of their error vectors with the observed one; where
+                 none was CLOSE, with the nearest at other BLOCKS
     agreement:   of each recipe, over all heads
     correlation: [recipe, B, N], of each head alone
     observed:    metric -> [B, N]: the median over the head's queries, of WORST the largest
@@ -88,6 +93,7 @@ def compare(
     names: Sequence[str] = METRICS,
     scale: float | None = None,
     causal: bool = False,
+    progress: Callable[[str], object] = lambda line: None,
 ) -> Comparison:
     """The error of `output` against float64 attention, and the recipes that err most like it.
 
@@ -95,6 +101,7 @@ def compare(
     names:  of jaxattn.metrics.METRICS, but those that need a log-sum-exp
     scale:  of the scores, 1/sqrt(H) by default
     causal: query t sees the keys up to S - T + t; otherwise every query sees all keys
+    progress: called with a line on each piece of work
 
     Raises ValueError or TypeError for what does not fit, in one line.
     """
@@ -112,23 +119,37 @@ def compare(
     T, S = query.shape[1], key.shape[1]
     if causal and T > S:
         raise ValueError(
-            f"causal: {T} queries and {S} keys leave the first {T - S} queries without a key; "
-            "leave out queries, or causal"
+            f"--causal: {T} queries and {S} keys leave the first {T - S} queries without a key; "
+            f"leave out queries, or --causal ({LAYOUT_RULE})"
         )
-    if causal:
-        mask = np.tri(T, S, S - T, dtype=bool)
-        ideal = reference_attention(query, key, value, mask=mask, scale=scale)
-        emulated = np.stack([_attend(query, key, value, r, mask, scale) for r in chosen])
-    else:
-        found = outputs(query, key, value, chosen, contexts=[S], scale=scale)
-        emulated, ideal = found.output[:, 0], found.reference[0]
-    with np.errstate(over="ignore"):  # a recipe may exceed what the observed dtype holds
-        emulated = emulated.astype(output.dtype).astype(np.float64)
     observed = output.astype(np.float64)
 
-    agreements = [agreement(observed, one, ideal) for one in emulated]
-    near = np.nan_to_num([one.correlation for one in agreements], nan=-2.0)
-    rank = np.argsort(-near, kind="stable").tolist()
+    def run(some: list[Recipe], what: str) -> tuple[np.ndarray, np.ndarray]:
+        given = (query, key, value, some, scale)
+        found, ideal = (_causal if causal else _full)(*given, _counter(progress, what))
+        with np.errstate(over="ignore"):  # a recipe may exceed what the observed dtype holds
+            return found.astype(output.dtype).astype(np.float64), ideal
+
+    def agreements(emulated: np.ndarray) -> list[Agreement]:
+        return [agreement(observed, one, ideal) for one in emulated]
+
+    reading = better_reading(query, key, value, output, scale=scale, causal=causal)
+    if reading is not None:
+        progress(reading)
+    emulated, ideal = run(chosen, f"{len(chosen)} recipes")
+    remarks = remarks_on(observed, ideal, emulated, reading)
+    found = agreements(emulated)
+    rank = _ranked(found)
+    if not remarks and not found[rank[0]].correlation >= CLOSE:
+        more = list(_at_other_blocks([chosen[i] for i in rank[:NEAREST]], chosen))
+        if more:
+            also, _ = run(
+                more, f"none is close; the nearest at other KV blocks, {len(more)} recipes"
+            )
+            chosen, emulated = chosen + more, np.concatenate([emulated, also])
+            found += agreements(also)
+            rank = _ranked(found)
+
     emulated = emulated[rank]
     regions = _regions(names, observed, emulated, ideal, S) if causal else ()
     B, N = query.shape[0], query.shape[2]
@@ -139,27 +160,80 @@ def compare(
     ]
     return Comparison(
         tuple(chosen[i].name for i in rank),
-        tuple(agreements[i] for i in rank),
+        tuple(found[i] for i in rank),
         np.array(heads).reshape(-1, B, N),
         *_by_head(names, observed, emulated, ideal),
         regions,
-        tuple(_remarks(observed, ideal)),
+        tuple(remarks),
     )
 
 
-def _attend(
+def _full(
     query: np.ndarray,
     key: np.ndarray,
     value: np.ndarray,
-    recipe: Recipe,
-    mask: np.ndarray,
+    recipes: list[Recipe],
     scale: float | None,
-) -> np.ndarray:
-    """The recipe's output, not rounded to the query's dtype."""
+    progress: Callable[[int, int], None],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Outputs [recipe, B, T, N, D] and the reference, where every query sees all keys."""
+    contexts = [key.shape[1]]
+    found = outputs(query, key, value, recipes, contexts=contexts, scale=scale, progress=progress)
+    return found.output[:, 0], found.reference[0]
+
+
+def _causal(
+    query: np.ndarray,
+    key: np.ndarray,
+    value: np.ndarray,
+    recipes: list[Recipe],
+    scale: float | None,
+    progress: Callable[[int, int], None],
+) -> tuple[np.ndarray, np.ndarray]:
+    """The same where query t sees the keys up to S - T + t; not rounded to the query's dtype."""
+    T, S = query.shape[1], key.shape[1]
+    mask = np.tri(T, S, S - T, dtype=bool)[None, None]
     wide = query if query.dtype.itemsize > 4 else query.astype(np.float32)
-    mask = mask[None, None]
-    out = dot_product_attention(wide, key, value, mask=mask, recipe=recipe, scale=scale)
-    return np.asarray(out).astype(np.float64)
+    found = []
+    for i, recipe in enumerate(recipes):
+        progress(i, len(recipes))
+        one = dot_product_attention(wide, key, value, mask=mask, recipe=recipe, scale=scale)
+        found.append(np.asarray(one).astype(np.float64))
+    progress(len(recipes), len(recipes))
+    with ONE_THREAD:
+        return np.stack(found), reference_attention(query, key, value, mask=mask, scale=scale)
+
+
+def _counter(progress: Callable[[str], object], what: str) -> Callable[[int, int], None]:
+    """Tells of every quarter of the work."""
+    told = -1
+
+    def count(done: int, total: int) -> None:
+        nonlocal told
+        if (quarters := 4 * done // total) > told:
+            told = quarters
+            progress(f"{what}: {25 * quarters}%")
+
+    return count
+
+
+def _ranked(found: list[Agreement]) -> list[int]:
+    """Nearest first."""
+    near = np.nan_to_num([one.correlation for one in found], nan=-2.0)
+    return np.argsort(-near, kind="stable").tolist()
+
+
+def _at_other_blocks(nearest: list[Recipe], known: list[Recipe]) -> Iterator[Recipe]:
+    """What of BLOCKS their other fields allow, and is not known yet."""
+    identities = [recipe.identity() for recipe in known]
+    for recipe, block in itertools.product(nearest, BLOCKS):
+        try:
+            other = recipe.replace(kv_block=block, name=f"{recipe.name}+kv_block={block}")
+        except ValueError:  # such as softmax that is not online
+            continue
+        if other.identity() not in identities:
+            identities.append(other.identity())
+            yield other
 
 
 def _by_head(
@@ -187,115 +261,3 @@ def _regions(
         above = 0 if 2**power <= FEW_KEYS else 2 ** (power - 1)
         regions.append(Region(int(above), int(2**power), int(rows.sum()), *some))
     return tuple(regions)
-
-
-def _remarks(observed: np.ndarray, ideal: np.ndarray) -> list[str]:
-    """What no rounding explains, by head; batch entries are named where there are some."""
-    found: dict[str, list[str]] = {}
-    B, N = observed.shape[0], observed.shape[2]
-    for b, n in np.ndindex(B, N):
-        x, exact = observed[b, :, n], ideal[b, :, n]
-        where = str(n) if B == 1 else f"{b}.{n}"
-        error, size = np.sum((x - exact) ** 2), np.sum(exact**2)
-        if not x.any() and exact.any():
-            found.setdefault("all zero: it looks like a kernel that did not run", []).append(where)
-        elif x.size > 1 and np.ptp(x) == 0 < np.ptp(exact):
-            what = "one number throughout: it looks like a kernel that did not run"
-            found.setdefault(what, []).append(where)
-        elif error > FAR * size:
-            what = "further from float64 than rounding goes: check scale, causality and layout"
-            found.setdefault(what, []).append(where)
-    return [
-        f"output of {'all heads' if len(heads) == B * N else 'head ' + ', '.join(heads)}: {what}"
-        for what, heads in found.items()
-    ]
-
-
-def verdict(comparison: Comparison) -> str:
-    """One sentence on the nearest recipe."""
-    name, best = comparison.recipes[0], comparison.agreement[0]
-    if not best.correlation >= ALIKE:
-        near = "none is defined" if np.isnan(best.correlation) else f"{name} {best.correlation:.3f}"
-        return f"no recipe of {len(comparison.recipes)} errs like this kernel (nearest: {near})"
-    if best.correlation >= SAME:
-        return f"errs as {name} does: correlation {best.correlation:.6f}"
-    return f"errs partly as {name} does: correlation {best.correlation:.3f}"
-
-
-def to_dict(comparison: Comparison) -> dict[str, Any]:
-    """The comparison in values that JSON knows; what is not finite as a string."""
-    c = comparison
-    recipes = [
-        {
-            "recipe": name,
-            **c.agreement[i]._asdict(),
-            "correlation_by_head": c.correlation[i],
-            "metrics": {metric: x[i] for metric, x in c.emulated.items()},
-        }
-        for i, name in enumerate(c.recipes)
-    ]
-    regions = [
-        {
-            **{field: getattr(region, field) for field in ("above", "most", "queries")},
-            "observed": region.observed,
-            "recipes": [
-                {"recipe": name, **{metric: x[i] for metric, x in region.emulated.items()}}
-                for i, name in enumerate(c.recipes)
-            ],
-        }
-        for region in c.regions
-    ]
-    told = {"verdict": verdict(c), "remarks": c.remarks, "observed": c.observed}
-    return plain({"question": "compare", **told, "recipes": recipes, "regions": regions})
-
-
-def plain(x: Any) -> Any:
-    """Nested dicts and lists of Python's numbers and strings."""
-    if isinstance(x, dict):
-        return {key: plain(value) for key, value in x.items()}
-    if isinstance(x, np.ndarray | list | tuple):
-        return [plain(value) for value in x]
-    if isinstance(x, float | np.floating):
-        return float(f"{x:.9g}") if np.isfinite(x) else str(float(x))
-    return x.item() if isinstance(x, np.generic) else x
-
-
-def text(comparison: Comparison, shown: int | None = None) -> list[str]:
-    """Lines for people. shown: how many recipes, and CONTROL besides; None for all."""
-    c = comparison
-    B, N = c.correlation.shape[1:]
-    some = [i for i, name in enumerate(c.recipes) if shown is None or i < shown or name == CONTROL]
-    wide = max(len(c.recipes[i]) for i in some) + 4
-
-    def row(name: str, values: Mapping[str, Any]) -> str:
-        cells = (number(m, WORST.get(m, np.median)(x)) for m, x in values.items())
-        return f"  {name:<{wide - 2}}" + "".join(f"{x:>11}" for x in cells)
-
-    def table(title: str, part: Comparison | Region) -> list[str]:
-        emulated = [row(c.recipes[i], {m: x[i] for m, x in part.emulated.items()}) for i in some]
-        lines = [f"{title:<{wide}}" + "".join(f"{name:>11}" for name in part.observed)]
-        return [*lines, row("observed", part.observed), *emulated]
-
-    lines = table("error", c)
-    for b, n in np.ndindex(B, N):
-        name = f"  head {n}" if B == 1 else f"  entry {b}, head {n}"
-        lines.insert(2 + b * N + n, row(name, {m: x[b, n] for m, x in c.observed.items()}))
-    for region in c.regions:
-        title = f"{region.above + 1:,} to {region.most:,} keys"
-        lines += ["", *table(title, region)]
-    columns = ("correlation", "worst head", "unexplained", "RMS ratio", "equal")
-    lines += ["", f"{'error vectors':<{wide}}" + "".join(f"{x:>13}" for x in columns)]
-    for i in some:
-        a, least = c.agreement[i], np.min(c.correlation[i])
-        lines.append(
-            f"  {c.recipes[i]:<{wide - 2}}{a.correlation:>13.6f}{least:>13.6f}"
-            f"{a.unexplained:>13.2%}{a.rms_ratio:>13.3f}{a.equal:>13.1%}"
-        )
-    return [*lines, "", *c.remarks, verdict(c)]
-
-
-def number(name: str, x: float) -> str:
-    """A metric's value in few digits; a cosine by its distance from 1."""
-    if name == "cosine":
-        return f"1-{1 - x:.1e}" if x < 1 else f"{x:.3g}"
-    return f"{x:.2e}" if name != "ulps" else f"{x:.4g}"

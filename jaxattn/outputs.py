@@ -1,7 +1,7 @@
 """outputs: what recipes compute at every context, for those who ask more than a metric tells."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -38,6 +38,7 @@ def outputs(
     *,
     contexts: Sequence[int] | None = None,
     scale: float | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Outputs:
     """The outputs whose errors jaxattn.error_curves gives; arguments and what it raises are its.
 
@@ -57,7 +58,7 @@ def outputs(
         if context not in ideal:
             ideal[context] = _spread(walk.exact(context)[0][:, None], B, N)[0]
 
-    walk.run(report, None)
+    walk.run(report, progress)
     output = np.empty((*walk.shape, found[0][2].shape[-1]))
     for members, i, result in found:
         output[members, i] = result

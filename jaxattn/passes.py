@@ -70,12 +70,12 @@ class Exact:
 
     def __enter__(self) -> "Exact":
         self.worker = ThreadPoolExecutor(1, "reference")
-        _ONE_THREAD.__enter__()
+        ONE_THREAD.__enter__()
         return self
 
     def __exit__(self, *error: object) -> None:
         self.worker.shutdown(cancel_futures=True)
-        _ONE_THREAD.__exit__()
+        ONE_THREAD.__exit__()
 
     def advance(self, position: int) -> None:
         """Takes in whole pages, and what leads up to a context, as far as `position`."""
@@ -120,7 +120,7 @@ class _OneThread:
                 self.limit.restore_original_limits()
 
 
-_ONE_THREAD = _OneThread()
+ONE_THREAD = _OneThread()
 
 
 @functools.cache
@@ -349,6 +349,7 @@ def run_all(
                 at[i] = position
                 break
             else:
+                done += max(0, group[i].contexts[-1] - at[i])
                 del walks[i], at[i]
             reader.forget(min([*at.values(), exact.at], default=0))
             if progress is not None:

@@ -131,7 +131,7 @@ def advice(found: Thresholds, matrix: Matrix) -> list[str]:
 
 
 def to_dict(found: Thresholds) -> dict[str, Any]:
-    """The answers in values that JSON knows, what is not finite left to `compare.plain`."""
+    """The answers in values that JSON knows, what is not finite left to `compare_text.plain`."""
 
     def tried(x: Tried) -> dict[str, Any]:
         return {

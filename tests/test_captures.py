@@ -3,6 +3,7 @@ import io
 import json
 import mmap
 import pickle
+import re
 import struct
 import zipfile
 from pathlib import Path
@@ -14,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from jaxattn.captures import CHUNK, load
+from jaxattn.captures import CHUNK, LAYOUT_RULE, load
 from jaxattn.inputs import Stream
 
 MINILM = Path(__file__).parent.parent / "sweeps" / "data" / "minilm_layer4_8k.safetensors"
@@ -164,6 +165,19 @@ def test_refuses_shapes_and_names(path, case):
     changes, words = CHANGED[case]
     arrays = draw() | {k: None if v is None else np.zeros(v, "f2") for k, v in changes.items()}
     refused(save(path, {k: v for k, v in arrays.items() if v is not None}), words)
+
+
+@pytest.mark.parametrize("rank", [3, 4])
+def test_says_how_axes_are_read_and_what_they_look_like(path, rank):
+    """As PyTorch and as most other layouts have them: one query, then as many as keys."""
+    looks = {3: "[token, head, dim]: save each as x.transpose(1, 0, 2)"}
+    looks[4] = "[batch, head, token, dim]: save each as x.transpose(0, 2, 1, 3)"
+    words = re.escape(f"({LAYOUT_RULE}; they look like {looks[rank]})")
+    for T in (1, 3):
+        arrays = {n: np.swapaxes(x, rank - 3, rank - 2) for n, x in draw(rank, T=T).items()}
+        refused(save(path, arrays), f"multiple of key/value heads, got .* {words}$")
+    arrays = draw(rank) | {"query": draw(rank, H=7)["query"]}
+    refused(save(path, arrays), rf"same last axis, got .* \({re.escape(LAYOUT_RULE)}\)$")
 
 
 def test_refuses_batches_that_differ(path):

@@ -13,7 +13,8 @@ from jaxattn import __main__ as cli
 from jaxattn import compare as module
 from jaxattn import kernels
 from jaxattn.agreement import agreement, correlation
-from jaxattn.compare import compare, text, to_dict, verdict
+from jaxattn.compare import compare
+from jaxattn.compare_text import advice, text, to_dict, verdict
 from jaxattn.outputs import outputs
 from plots.answers import figure_of
 
@@ -42,7 +43,7 @@ def test_the_hidden_recipe_is_found_among_its_likes(hidden, more=()):
     assert found.agreement[1].correlation < 0.99
     assert (found.correlation[0] > 0.999).all()
     assert found.correlation.shape == (5 + len(more), 1, 4)
-    assert hidden.name in verdict(found) and not found.remarks
+    assert hidden.name in verdict(found) and not found.remarks and not advice(found)
 
 
 @pytest.mark.slow
@@ -53,12 +54,75 @@ def test_the_hidden_recipe_is_found_among_others(hidden):
     )
 
 
-def test_a_kernel_that_is_not_offered_is_not_claimed():
+def test_a_kernel_that_is_not_offered_is_not_claimed(monkeypatch):
+    monkeypatch.setattr(module, "BLOCKS", ())
     exact = jaxattn.reference_attention(QUERY, KEY, VALUE)
     rounded = exact.astype(ml_dtypes.bfloat16).astype(np.float16)
     found = compare(QUERY, KEY, VALUE, rounded, OFFERED)
     assert found.agreement[0].correlation < 0.5
     assert "no recipe of 5 errs like this kernel" in verdict(found)
+    lines = advice(found)
+    tried = " ".join(lines[: -1 - lines[-1].startswith("  ")])
+    assert tried.startswith("tried: ") and all(recipe.name in tried for recipe in OFFERED)
+    assert "--recipes all" in "".join(lines) and "--set kv_block=" in "".join(lines)
+    assert text(found)[-len(lines) :] == to_dict(found)["advice"] == lines
+    assert all(len(line) <= 100 for line in lines)
+
+
+def by_hand(query, key, value, block):
+    """FP16 attention as one writes it: all that is stored is half, sums within a block are float32;
+    [T, H], [S, H], [S, D] -> [T, D]."""
+    half, single = np.float16, np.float32
+    m = np.full(len(query), -np.inf, half)
+    l, o = np.zeros(len(query), half), np.zeros((len(query), value.shape[1]), half)
+    for first in range(0, len(key), block):
+        k, v = (x[first : first + block].astype(single) for x in (key, value))
+        scale = single(half(query.shape[1] ** -0.5))
+        s = (query.astype(single) @ k.T * scale).astype(half)
+        peak = np.maximum(m, s.max(1))
+        p = np.exp((s - peak[:, None]).astype(single)).astype(half)
+        a = np.exp((m - peak).astype(single)).astype(half).astype(single)
+        l = (a * l + p.astype(single).sum(1).astype(half)).astype(half)
+        o = (a[:, None] * o + p.astype(single) @ v).astype(half)
+        m = peak
+    return (o.astype(single) / l[:, None].astype(single)).astype(half)
+
+
+def test_a_kernel_of_other_blocks_is_found_at_its_own(monkeypatch):
+    monkeypatch.setattr(module, "BLOCKS", (64, 512))
+    heads = [by_hand(QUERY[0, :, n], KEY[0, :, n // 2], VALUE[0, :, n // 2], 64) for n in range(4)]
+    output, lines = np.stack(heads, 1)[None], []
+    offered = [recipe.replace(kv_block=512) for recipe in OFFERED[:2]]
+    found = compare(QUERY, KEY, VALUE, output, offered, progress=lines.append)
+    assert found.recipes[0] == f"{BASE.name}+kv_block=64" and len(found.recipes) == 4
+    own, likes, *others = (one.correlation for one in found.agreement)
+    assert own > 0.8 > 0.5 > max(likes, *others)
+    assert any("other KV blocks, 2 recipes" in line for line in lines)
+    assert f"errs partly as {BASE.name}+kv_block=64 does" in verdict(found)
+    told = " ".join(advice(found))
+    assert f"{found.agreement[0].unexplained:.0%} of the error" in told
+    assert f"--recipes {BASE.name} --set kv_block=64 --set FIELD=VALUE" in told
+
+
+@pytest.mark.slow
+def test_a_kernel_of_other_blocks_is_found_among_the_candidates():
+    query = RNG.standard_normal((1, 16, 4, 64)).astype(np.float16)
+    key, value = RNG.standard_normal((2, 1, 4096, 2, 64)).astype(np.float16)
+    heads = [by_hand(query[0, :, n], key[0, :, n // 2], value[0, :, n // 2], 64) for n in range(4)]
+    found = compare(query, key, value, np.stack(heads, 1)[None])
+    assert found.recipes[0] == "hexagon-hmx-fp16+kv_block=64"
+    assert found.agreement[0].correlation > 0.9 > 0.85 > found.agreement[1].correlation
+    assert set(module.CANDIDATES) < set(found.recipes)
+
+
+def test_a_causal_kernel_compared_without_causal_is_told_at_once_and_in_the_end():
+    value, mask, lines = VALUE.copy(), np.tri(8, 1500, 1492, dtype=bool), []
+    value[:, -4:] += 600  # which the first four queries do not see
+    exact = jaxattn.reference_attention(QUERY, KEY, value, mask=mask).astype(np.float16)
+    found = compare(QUERY, KEY, value, exact, OFFERED, progress=lines.append)
+    assert lines[0].startswith("with --causal the largest NMSE of a query is ")
+    assert "rows, queries 0 to " in found.remarks[0] and found.remarks[1:] == (lines[0],)
+    assert not advice(found) and len(found.recipes) == 5  # other blocks would tell nothing
 
 
 def test_metrics_are_those_of_numpy():
@@ -139,7 +203,10 @@ def test_agreement_of_vectors_with_known_angles():
         ({"recipes": ()}, "at least one recipe"),
         ({"recipes": ("metall",)}, "metal"),
         ({"scale": float("nan")}, "scale must be finite"),
-        ({"key": KEY[:, :5], "value": VALUE[:, :5], "causal": True}, "first 3 queries without a"),
+        (
+            {"key": KEY[:, :5], "value": VALUE[:, :5], "causal": True},
+            "first 3 queries without a.*three axes are read",
+        ),
     ],
 )
 def test_bad_arguments_are_refused_in_one_line(arguments, match):
@@ -156,8 +223,9 @@ def test_the_command_names_the_kernel(tmp_path, monkeypatch, capsys):
     output = both.output[1, 0].astype(np.float16)
     np.savez(path, query=QUERY, key=KEY, value=VALUE, output=output)
     options = (path, "--recipes", "float32", "--set", "output=bfloat16", "--metrics", "nmse,cosine")
-    code, out, _ = run(monkeypatch, capsys, "compare", *options)
-    assert code == 0
+    code, out, error = run(monkeypatch, capsys, "compare", *options)
+    assert code == 0 and "recipes:" not in out
+    assert error.splitlines() == ["jaxattn: 2 recipes: 0%", "jaxattn: 2 recipes: 100%"]
     assert "errs as float32+output=bfloat16 does: correlation 1.0" in out
     code, out, _ = run(monkeypatch, capsys, "compare", *options, "--json")
     told = json.loads(out)
@@ -193,7 +261,9 @@ def test_bad_input_is_one_line_and_exit_code_2(
 
 
 def test_help_says_what_a_capture_holds():
-    assert "Query, key, value" in CliRunner().invoke(cli.app, ["compare", "--help"]).output
+    told = " ".join(CliRunner().invoke(cli.app, ["compare", "--help"]).output.split())
+    assert "Query, key, value" in told and "[batch, token, head, dim]" in told
+    assert f"Tries {len(module.CANDIDATES)} recipes by itself" in told and "minute" in told
 
 
 @pytest.mark.slow

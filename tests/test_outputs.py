@@ -12,7 +12,10 @@ def test_outputs_are_those_of_single_runs_of_each_context():
     rng = np.random.default_rng(0)
     query = rng.standard_normal((2, 3, 4, 16)).astype(np.float16)
     key, value = rng.standard_normal((2, 2, 200, 2, 16)).astype(np.float16)
-    found = outputs(query, key, value, RECIPES, contexts=[200, 7])
+    calls: list[tuple[int, int]] = []
+    tell = lambda *call: calls.append(call)  # noqa: E731
+    found = outputs(query, key, value, RECIPES, contexts=[200, 7], progress=tell)
+    assert (200, 407) in calls and calls == sorted(calls) and calls[-1] == (407, 407)
     assert found.recipes == RECIPES and found.contexts.tolist() == [7, 200]
     assert found.output.shape == (2, 2, 2, 3, 4, 16) and found.output.dtype == np.float64
     for i, recipe in enumerate(RECIPES):

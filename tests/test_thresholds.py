@@ -177,7 +177,7 @@ def test_the_answer_as_json_can_be_drawn(found, tmp_path):
 
 
 def thresholds_plain(found):
-    from jaxattn.compare import plain
+    from jaxattn.compare_text import plain
 
     return plain(verdicts.to_dict(found))
 

@@ -1,0 +1,134 @@
+"""Remarks: what is wrong with an observed output beyond rounding, in sentences."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxattn.captures import LAYOUT_RULE
+from jaxattn.passes import ONE_THREAD
+from jaxattn.reference import reference_attention
+
+FAR = 0.1  # NMSE that no rounding explains
+QUERIES, KV_HEADS = 8, 4  # that are looked at, from the first to the last
+WELL = 1e-5  # NMSE that leaves no doubt about the reading
+BETTER = 0.1  # largest NMSE of a reading that is believed, to that of the given one
+
+
+class Reading(NamedTuple):
+    """causal: query t sees keys up to S - T + t; exchanged: of the axes of head and token."""
+
+    causal: bool
+    exchanged: bool
+
+
+def better_reading(
+    query: np.ndarray,
+    key: np.ndarray,
+    value: np.ndarray,
+    output: np.ndarray,
+    *,
+    scale: float | None,
+    causal: bool,
+) -> str | None:
+    """A sentence on the reading that fits far better than the one given, [B, T, N, H]; or None.
+
+    Compares some queries of some heads with float64 attention by the largest NMSE of a query, since
+    the first queries alone may betray a causal kernel; no recipe runs.
+    """
+    straight = (query, key, value, output)
+    given = _worst(scale, causal, *straight)
+    if given < WELL:
+        return None
+    exchanged = tuple(np.swapaxes(x, 1, 2) for x in straight)
+    found = {
+        Reading(c, arrays is exchanged): _worst(scale, c, *arrays)
+        for arrays in (straight, exchanged)
+        for c in (causal, not causal)
+        if (arrays is exchanged or c != causal) and _fits(arrays[0].shape, arrays[1].shape, c)
+    }
+    best = min(found, key=lambda reading: found[reading], default=None)
+    if best is None or not found[best] < min(FAR, BETTER * given):
+        return None
+    words = ["with head and token exchanged"] * best.exchanged
+    words += [f"with{'' if best.causal else 'out'} --causal"] * (best.causal != causal)
+    told = (
+        f"{' and '.join(words)} the largest NMSE of a query is {found[best]:.1e}, not {given:.1e}"
+    )
+    if best.exchanged:
+        return f"{told}: {LAYOUT_RULE}"
+    kernel = "is this kernel causal" if best.causal else "does every query see all keys"
+    return f"{told}: {kernel}?"
+
+
+def _fits(query: tuple[int, ...], key: tuple[int, ...], causal: bool) -> bool:
+    return query[2] % key[2] == 0 and not (causal and query[1] > key[1])
+
+
+def _worst(
+    scale: float | None,
+    causal: bool,
+    query: np.ndarray,
+    key: np.ndarray,
+    value: np.ndarray,
+    output: np.ndarray,
+) -> float:
+    """The largest NMSE of the queries that are looked at; one head at a time is widened."""
+    (B, T, N), (S, K) = query.shape[:3], key.shape[1:3]
+    at = _spread(T, QUERIES)
+    mask = np.arange(S) <= (S - T + at)[:, None] if causal else None
+    worst = 0.0
+    for b, k in (divmod(int(i), K) for i in _spread(B * K, KV_HEADS)):
+        heads = slice(k * N // K, (k + 1) * N // K)
+        q, k_head, v_head = query[b, at, heads], key[b, :, k : k + 1], value[b, :, k : k + 1]
+        with ONE_THREAD:
+            ideal = reference_attention(q, k_head, v_head, mask=mask, scale=scale)
+        error = np.sum((output[b, at, heads] - ideal) ** 2, axis=-1)
+        size = np.sum(ideal**2, axis=-1)
+        worst = max(worst, float(np.max(error[size > 0] / size[size > 0], initial=0)))
+    return worst
+
+
+def _spread(count: int, most: int) -> np.ndarray:
+    return np.unique(np.linspace(0, count - 1, most).astype(int))
+
+
+def remarks_on(
+    observed: np.ndarray, ideal: np.ndarray, emulated: np.ndarray, reading: str | None
+) -> list[str]:
+    """Of outputs [B, T, N, D], [recipe, B, T, N, D] of recipes, and a sentence of better_reading.
+
+    A query is called far that is FAR from float64 and from every recipe alike.
+    """
+    size, least = np.sum(ideal**2, axis=-1), np.sum((observed - ideal) ** 2, axis=-1)
+    for one in emulated:
+        least = np.fmin(least, np.sum((observed - one) ** 2, axis=-1))
+    far = np.moveaxis(least > FAR * size, 1, 2)  # [B, N, T]
+    zero = ~observed.any(axis=(1, 3)) & ideal.any(axis=(1, 3))
+    constant = (np.ptp(observed, axis=(1, 3)) == 0) & (np.ptp(ideal, axis=(1, 3)) > 0) & ~zero
+    far[zero | constant] = False
+    whole = far.all(axis=2)
+    part = far.any(axis=2) & ~whole
+    no_run = "it looks like a kernel that did not run"
+    beyond = "further from float64 than rounding goes"
+    found = {f"all zero: {no_run}": zero, f"one number throughout: {no_run}": constant}
+    found[beyond] = whole
+    if part.any():
+        rows, at = far[part], np.flatnonzero(far[part].any(axis=0))
+        share = f"{rows.sum():,} of {rows.size:,} rows, queries {at[0]:,} to {at[-1]:,}"
+        found[f"{beyond} in {share}"] = part
+    remarks = [f"output of {_heads(some)}: {what}" for what, some in found.items() if some.any()]
+    if reading is not None:
+        remarks.append(reading)
+    elif far.any():
+        remarks.append(
+            f"check --scale, --causal (the last query sees all keys) and the layout: {LAYOUT_RULE}"
+        )
+    return remarks
+
+
+def _heads(some: np.ndarray) -> str:
+    """Names where some [B, N] is true, with the batch entry where there are several."""
+    if some.all():
+        return "all heads"
+    names = (f"{n}" if len(some) == 1 else f"{b}.{n}" for b, n in np.argwhere(some))
+    return f"head {', '.join(names)}"
