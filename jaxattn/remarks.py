@@ -11,7 +11,8 @@ from jaxattn.reference import reference_attention
 FAR = 0.1  # NMSE that no rounding explains
 QUERIES, KV_HEADS = 8, 4  # that are looked at, from the first to the last
 WELL = 1e-5  # NMSE that leaves no doubt about the reading
-BETTER = 0.1  # largest NMSE of a reading that is believed, to that of the given one
+BETTER = 0.1  # error of a reading, or of an order of heads, that is believed, to the given one's
+MUCH = 30  # times the error of every recipe: a mistake where V has a mean is not FAR
 
 
 class Reading(NamedTuple):
@@ -117,13 +118,36 @@ def remarks_on(
         share = f"{rows.sum():,} of {rows.size:,} rows, queries {at[0]:,} to {at[-1]:,}"
         found[f"{beyond} in {share}"] = part
     remarks = [f"output of {_heads(some)}: {what}" for what, some in found.items() if some.any()]
+    error = np.sum((observed - ideal) ** 2, axis=(1, 3))  # [B, N]
+    most = np.max([np.sum((one - ideal) ** 2, axis=(1, 3)) for one in emulated], axis=0)
+    odd = far.any(axis=2) | (error > MUCH * most) & (error > WELL * np.sum(size, axis=1))
+    odd &= ~(zero | constant)
+    remarks += _other_heads(observed, ideal, error, odd)
     if reading is not None:
         remarks.append(reading)
+    elif odd.any() and not far.any():
+        remarks.append(
+            f"output of {_heads(odd)}: over {MUCH} times the squared error of every recipe tried; "
+            "narrower formats than theirs, or another scale, mask or order of heads"
+        )
     elif far.any():
         remarks.append(
             f"check --scale, --causal (the last query sees all keys) and the layout: {LAYOUT_RULE}"
         )
     return remarks
+
+
+def _other_heads(
+    observed: np.ndarray, ideal: np.ndarray, error: np.ndarray, odd: np.ndarray
+) -> list[str]:
+    """Of the odd heads [B, N], those whose output is another head's."""
+    found = []
+    for b, n in np.argwhere(odd):
+        each = np.sum((observed[b, :, n, None] - ideal[b]) ** 2, axis=(0, 2))
+        other = int(np.argmin(each))
+        if each[other] < BETTER * error[b, n]:
+            found.append(f"{n} (head {other}'s)" if len(odd) == 1 else f"{b}.{n} (head {other}'s)")
+    return [f"output of another head: head {', '.join(found)}"] if found else []
 
 
 def _heads(some: np.ndarray) -> str:

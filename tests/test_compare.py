@@ -12,7 +12,7 @@ import jaxattn
 from jaxattn import __main__ as cli
 from jaxattn import compare as module
 from jaxattn import kernels
-from jaxattn.agreement import agreement, correlation
+from jaxattn.agreement import Agreement, agreement, correlation
 from jaxattn.compare import compare
 from jaxattn.compare_text import advice, text, to_dict, verdict
 from jaxattn.outputs import outputs
@@ -277,3 +277,12 @@ def test_the_real_ggml_kernel_is_recognised_among_the_candidates():
     found = compare(query, key, value, output, scale=scale)
     assert found.recipes[0] == "ggml-cpu-decode" and found.agreement[0].correlation > 0.9995
     assert found.agreement[1].correlation < 0.99
+
+
+@pytest.mark.parametrize(("best", "said"), [(0.30, "as well: it is the rounding"), (0.20, None)])
+def test_a_recipe_that_explains_no_more_than_float32_is_not_the_kernel(best, said):
+    near = Agreement(0.95, best, 1e-3, 1e-3, 1.0, 0.5)
+    control = near._replace(correlation=0.949, unexplained=0.31)
+    found = module.Comparison(("metal", "float32"), (near, control), np.ones((2, 1, 1)), *4 * [{}])
+    assert (said or "correlation 0.950") in verdict(found)
+    assert ("as well" in verdict(found)) == bool(said)

@@ -61,6 +61,22 @@ def test_no_other_reading_is_believed_without_reason():
     assert better_reading(*more, attend(*more, False) * 2, scale=None, causal=False) is None
 
 
+def test_heads_in_another_order_are_named_though_v_has_a_mean():
+    query, key, value = draw(20, 300, N=4, K=2)
+    ideal = attend(query, key, 4 + value, False).astype(float)
+    recipe = (ideal + 1e-4 * RNG.standard_normal(ideal.shape))[None]
+    observed = ideal[:, :, [1, 0, 2, 3]]
+    assert np.sum((observed - ideal) ** 2) < 0.01 * np.sum(ideal**2)
+    told = remarks_on(observed, ideal, recipe, None)
+    assert told[0] == "output of another head: head 0 (head 1's), 1 (head 0's)"
+    assert told[1].startswith(
+        "output of head 0, 1: over 30 times the squared error of every recipe"
+    )
+    assert remarks_on(recipe[0], ideal, recipe, None) == []
+    scaled = np.where(np.arange(4)[:, None] == 2, 1.2, 1) * ideal
+    assert remarks_on(scaled, ideal, recipe, None)[0].startswith("output of head 2: over 30 times")
+
+
 def test_first_queries_that_are_wrong_do_not_drown():
     arrays = draw(400, 400)
     output, ideal = attend(*arrays, True).astype(float), attend(*arrays, False).astype(float)
