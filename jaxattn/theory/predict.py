@@ -11,11 +11,11 @@ from jaxattn.block_rules import block_size
 from jaxattn.fields import SITES
 from jaxattn.formats import FLOAT32, holds
 from jaxattn.recipe import Recipe
-from jaxattn.theory.elements import Elements, elements
+from jaxattn.theory.elements import Elements, elements, inexact
 from jaxattn.theory.medians import median, safe
 from jaxattn.theory.moments import Moments
-from jaxattn.theory.roundings import BENFORD, bound_likely, bound_worst, known, rounded, ulp
-from jaxattn.theory.walks import Path, Walk, path, walk
+from jaxattn.theory.roundings import bound_likely, bound_worst, dithered, known, rounded
+from jaxattn.theory.walks import Path, Walk, history, path, walk
 
 Float64 = NDArray[np.float64]
 
@@ -148,18 +148,20 @@ class _Rows:
     def __init__(self, recipe: Recipe, moments: Moments, block: int, contexts: list[int]) -> None:
         self.recipe, self.moments, self.contexts, self.block = recipe, moments, contexts, block
         self.rows = ROWS if moments.sd.any() else 1
-        self.moved = np.resize(moments.sd > 0, self.rows)
         splits = recipe.split_kv
         each = [max(1, -(-n // splits)) for n in contexts]
         way = path(recipe, moments, block, each, self.rows)
         self.l = _sum_of_weights(recipe, way, each)
+        self.past = [history(way, each, factor) for factor in ("a_l", "a_o")]
         step = recipe.output_every
-        if step and step != block:
+        # Where it is the rescaled o that is narrow, it is so once a block.
+        if step and step != block and holds(recipe.rescaled_output, recipe.output):
             way = path(recipe, moments, step, each, self.rows)
         if not moments.value_mean:  # then o's error goes its own way, alike in all rows
             way = way.some(min(FEW, self.rows))
         self.pick = np.arange(self.rows) % way.rows
         self.o = _output(recipe, moments, way, each)
+        self.value = inexact(recipe.value, moments.inputs[2])[0]
 
     def at(self, place: int) -> dict[str, float]:
         """Every column of a Prediction at one context."""
@@ -175,39 +177,44 @@ class _Rows:
         fixed = moments.value_mean**2 / safe(size2)
 
         along, square = self._output_error(place)
-        kept = 1 + drift  # of l: what is left of it divides o
+        past, of_o = (x.mean[place] for x in self.past)
+        kept = (1 + drift) * (1 + e.weight) * (1 + past)  # of l: what is left of it divides o
         y = 1 / safe(true * kept)
         y = rounded(y, recipe.inverse) if recipe.normalise == "multiply" else y
         inverse = true * kept * y - 1
-        # F7: the chance of a new maximum falls like 1 / block, its weight grows like its square.
-        moved = self.moved / 2 * (1 - 1 / max(1.0, self.contexts[place] / self.block))
-        rescale = moved * BENFORD * 4.0**-recipe.rescale.precision
-        apart = moved * BENFORD * 4.0**-recipe.output_rescale.precision
-        out = self._result_error(e, size2)
+        taken, out = self._result_error(e, size2)
         if holds(recipe.result, recipe.output) and recipe.normalise == "multiply":
-            out = np.where(np.frexp(y)[0] == 0.5, 0.0, out)  # o times a power of two
+            exact = np.frexp(y)[0] == 0.5  # o times a power of two
+            taken, out = np.where(exact, 0.0, taken), np.where(exact, 0.0, out)
         probs = e.probs * loose
-        scores = e.scores * loose
-        value = e.value * loose
-        history = rescale * loose * e.share
-        loose_o = (square - along**2) / (1 + drift) ** 2
-        across = loose_o + probs + scores + value + history + out
-        scalar = (1 + along) * (1 + inverse) * (1 + e.bias) / kept - 1
-        noise = spread / kept**2 + e.along * fixed + apart
+        scores = (e.scores + e.value) * loose
+        late = self.past[1].scatter[place] * loose
+        loose_o = square - along**2
+        certain = (1 + e.bias) / (1 + e.weight) - 1
+        moved = (1 + of_o) / (1 + past) - 1
+        value = self.value
+        scalar = (1 + along) * (1 + inverse) * (1 + certain) * (1 + moved) * (1 + value)
+        scalar = scalar * (1 + taken) / (1 + drift) - 1
+        of_probs = e.along * fixed + e.apart
+        noise = spread / (1 + drift) ** 2 + of_probs
+        across = loose_o / (1 + drift) ** 2 + probs + scores + late + out
         l_finite = self.l.finite[place, :, 0]
         o_finite = self.o.finite[place, self.pick].all(axis=1)
-        l_noise = spread + rescale + e.jitter
+        l_noise = spread + e.apart + e.jitter
         zero = np.zeros(self.rows)
         terms = {
             "sum": median(
-                -drift / kept, spread / kept**2, zero, kurtosis=cumulant / safe(spread**2)
+                1 / (1 + drift) - 1,
+                spread / (1 + drift) ** 2,
+                zero,
+                kurtosis=cumulant / safe(spread**2),
             ),
-            "output": median(along, zero, square - along**2),
-            "probs": median(e.bias, e.along * fixed, probs),
-            "scores": median(zero, zero, scores + value),
-            "rescale": median(zero, zero + apart, history),
+            "output": median(along, zero, loose_o),
+            "probs": median(certain, of_probs, probs),
+            "scores": median(zero + value, zero, scores),
+            "rescale": median(moved, zero, late),
             "inverse": median(inverse, zero, zero),
-            "result": median(zero, zero, out),
+            "result": median(taken, zero, out),
         }
         # o over an infinite l is 0, an error of all of it.
         total = median(
@@ -218,7 +225,7 @@ class _Rows:
             finite=o_finite,
         )
         bias_l = median(
-            drift + e.weight + e.shift,
+            kept * (1 + e.shift) - 1,
             l_noise,
             zero,
             kurtosis=cumulant / safe(l_noise**2),
@@ -240,20 +247,34 @@ class _Rows:
         """Of o's rounding, relative to o: mean along it, and mean square, [rows]."""
         share = _nodes(self.moments)[1]
         true, error, variance = (x[place] for x in self.o[:3])
-        norm = safe(true**2 @ share)
-        along = (error * true) @ share / norm
-        square = (error**2 + variance / self.recipe.split_kv) @ share / norm
-        return along[self.pick], square[self.pick]
+        splits = self.recipe.split_kv
 
-    def _result_error(self, e: Elements, size2: Float64) -> Float64:
-        """Mean square of the relative error of the result's own rounding, and of the o that is
-        handed over."""
+        def whole(x: Float64, y: Float64) -> Float64:
+            """x·y of the mean over chunks: what all coordinates of a chunk have is so in every
+            chunk, and what scatters from one to another does so from chunk to chunk."""
+            means = (x @ share) * (y @ share)
+            return means + ((x * y) @ share - means) / splits
+
+        norm = safe(whole(true, true))
+        square = whole(error, error) + variance @ share / splits
+        return (whole(error, true) / norm)[self.pick], (square / norm)[self.pick]
+
+    def _result_error(self, e: Elements, size2: Float64) -> tuple[Float64, Float64]:
+        """Of the result's own rounding and of that of the o that is handed over: mean relative
+        error along o, and mean square of the rest."""
         z, share = _nodes(self.moments)
         sd = self.moments.value_sd * np.sqrt(e.share)
         o = self.moments.value_mean + sd[:, None] * z
-        steps = ulp(o, self.recipe.result) ** 2
-        steps = steps + (ulp(o * e.l[:, None], self.recipe.final_output) / e.l[:, None]) ** 2
-        return steps @ share / 12 / safe(size2)
+        kept = self.recipe.normalise in ("blocks", "before")  # as o / l
+        l = 1.0 if kept else e.l[:, None]
+        one, variance = dithered(o, self.recipe.result)
+        other, more = (
+            x / y for x, y in zip(dithered(o * l, self.recipe.final_output), (l, l**2), strict=True)
+        )
+        error, variance = one + other, variance + more
+        along = (error * o) @ share / safe(size2)
+        square = (error**2 + variance) @ share / safe(size2)
+        return along, square - along**2
 
 
 def _sum_of_weights(recipe: Recipe, way: Path, contexts: list[int]) -> Walk:

@@ -14,9 +14,9 @@ from scipy.special import ndtr
 
 from jaxattn.formats import FLOAT32, NEAREST_EVEN, Format, holds
 from jaxattn.recipe import Recipe
-from jaxattn.theory.elements import block_max, unit_of
+from jaxattn.theory.elements import block_max, exponent, unit_of
 from jaxattn.theory.moments import EVERY, Moments, largest_score, weights
-from jaxattn.theory.roundings import error_moments, overflow, rounded, ulp
+from jaxattn.theory.roundings import dithered, error_moments, overflow, rounded, ulp
 
 Float64 = NDArray[np.float64]
 
@@ -32,7 +32,8 @@ SEED = 20261125
 
 class Step(NamedTuple):
     """`blocks` blocks after a rescale factor a; each adds c, with the variance of c and the sum
-    of p^2, and a score at the row's mean weighs `unit`. All but their number are [rows]."""
+    of p^2, and a score at the row's mean weighs `unit`; and relative errors: of a as l and as o
+    reads it, of p for the maximum that it sees. All but their number are [rows]."""
 
     blocks: int
     a: Float64
@@ -40,6 +41,9 @@ class Step(NamedTuple):
     square: Float64
     variance: Float64
     unit: Float64
+    a_l: Float64
+    a_o: Float64
+    seen: Float64
 
     def some(self, rows: NDArray[np.bool_] | slice) -> "Step":
         """Of these rows alone."""
@@ -64,6 +68,15 @@ class Path(NamedTuple):
         at = {n: (k, last and last.some(few)) for n, (k, last) in self.at.items()}
         whole = [step.some(few) for step in self.whole]
         return self._replace(rows=rows, sums=self.sums[:, few], whole=whole, at=at)
+
+
+class History(NamedTuple):
+    """What narrow rescale factors and maxima leave of earlier keys, float64 [contexts, rows]: the
+    mean relative error of a sum, of weights or of values alike; and the variance by key, in units
+    of V's variance."""
+
+    mean: Float64
+    scatter: Float64
 
 
 class Walk(NamedTuple):
@@ -114,7 +127,16 @@ def path(recipe: Recipe, moments: Moments, block: int, contexts: list[int], rows
         square = ((keys - new) * two + top**2) / count
         variance = keys / count * np.maximum(two - one**2, 0)
         unit = np.exp(own.mean + own.lift - m_next)
-        return Step(count, a, c, square, variance, unit), peak, m_next
+        drop = np.where(a > 0, m - m_next, 0.0) / nats
+        rescale = rounded(
+            np.exp(nats * exponent(recipe, rounded(drop, recipe.difference))), recipe.rescale
+        )
+        errors = [
+            np.where(a > 0, x / np.where(a > 0, a, 1.0) - 1, 0.0)
+            for x in (rescale, rounded(rescale, recipe.output_rescale))
+        ]
+        seen = m_next - nats * rounded(m_next / nats, recipe.seen_max)
+        return Step(count, a, c, square, variance, unit, *errors, seen), peak, m_next
 
     start = recipe.initial_max * nats
     peak, m = np.full(rows, -np.inf), np.full(rows, start if start > -1e4 else -np.inf)
@@ -148,6 +170,36 @@ def _grid(blocks: int, fine: int) -> list[int]:
     return ends
 
 
+def history(path: Path, contexts: list[int], factor: str) -> History:
+    """Of l's rescale factors, factor "a_l", or of o's, "a_o"."""
+
+    def advance(s: tuple[Float64, ...], step: Step) -> tuple[Float64, ...]:
+        weight, error, square, mixed, errors = s
+        late, own = getattr(step, factor), step.seen  # of the keys so far, and of the new ones
+        c, gain = step.blocks * step.c, step.blocks * step.square
+        a = step.a
+        return (
+            a * weight + c,
+            a * (error + late * weight) + own * c,
+            a**2 * square + gain,
+            a**2 * (mixed + late * square) + own * gain,
+            a**2 * (errors + 2 * late * mixed + late**2 * square) + own**2 * gain,
+        )
+
+    after = [(np.zeros(path.rows),) * 5]
+    for step in path.whole:
+        after.append(advance(after[-1], step))
+    means, scatters = [], []
+    for n in contexts:
+        count, partial = path.at[n]
+        last = after[count] if partial is None else advance(after[count], partial)
+        weight, error, square, mixed, errors = last
+        mean = error / weight
+        means.append(mean)
+        scatters.append((errors - 2 * mean * mixed + mean**2 * square) / weight**2)
+    return History(np.stack(means), np.maximum(scatters, 0))
+
+
 class _State(NamedTuple):
     weight: Float64  # of the keys so far, in units of the running maximum
     noise: Float64  # variance of the true sum around mean·weight
@@ -174,13 +226,18 @@ def walk(
 
     carried: of the rescaled sum; summand: of what a block adds; nodes: how many of its own sd the
     true sum lies off its mean; reach: as far off lies the largest of all sums, which overflows.
+
+    The coarser of `format` and `carried` is that of the walk: where it is `carried`, the block
+    before the next one rounds what this one adds, and no block the last.
     """
     z = np.zeros(1) if nodes is None else nodes
     fine = holds(summand, FLOAT32)
     wide = fine and holds(format, FLOAT32) and holds(carried, FLOAT32)
+    later = not holds(carried, format)
+    limit = min(overflow(format), overflow(carried))
+    format, finer = (carried, format) if later else (format, carried)
     shape = (path.rows, len(z))
     zero = np.zeros(shape)
-    limit = overflow(format)
 
     def true(state: _State) -> Float64:
         return mean * state.weight + z * np.sqrt(state.noise)
@@ -197,15 +254,17 @@ def walk(
         part = np.where(tilt > 0, ndtr(z), x <= edge if nearest else x < edge)
         return part * x / np.maximum(l, x)
 
-    def advance(s: _State, step: Step) -> _State:
+    def advance(s: _State, step: Step, last: bool = False) -> _State:
         a, c = step.a[:, None], step.c[:, None]
+        rounds = step.blocks - (last and later)
         weight, noise = a * s.weight, a**2 * s.noise
         gain = sd**2 * step.square[:, None]
         if wide:
             return s._replace(weight=weight + step.blocks * c, noise=noise + step.blocks * gain)
-        error, variance = a * s.mean, a**2 * s.variance
         before = mean * weight + z * np.sqrt(noise)
-        variance = variance + np.where(a < 1, ulp(before, carried) ** 2 / 12, 0) * (before != 0)
+        often = (step.blocks if later else (a < 1)) * (before != 0)
+        extra = dithered(before, finer)
+        error, variance = a * s.mean + often * extra[0], a**2 * s.variance + often * extra[1]
         x, width = mean * c, np.sqrt(mean**2 * step.variance[:, None] + gain)
         grid = ulp(x, summand)
         own = (0.0, 0.0) if fine else error_moments(np.abs(x), width, grid, summand)
@@ -253,14 +312,14 @@ def walk(
                 square[rows] += past * (other - square[rows])
                 variance[rows] = np.where((past > 0) & still, 0.0, variance[rows])
                 square[rows] = np.where((past > 0) & still, 0.0, square[rows])
-        square = square + own[1]
+        moves = bool(sd) or later  # what is lost later was not seen to move nothing
         after = _State(
             weight + step.blocks * c,
             noise + step.blocks * gain,
-            error + step.blocks * (sign * bias + np.copysign(own[0], x)),
-            variance + step.blocks * square,
-            a**4 * s.fourth - step.blocks * 1.2 * square**2,  # of even distributions
-            s.lost + (0.0 if sd else step.blocks * s.finite * lost(before + error, x, width, q)),
+            error + rounds * sign * bias + step.blocks * np.copysign(own[0], x),
+            variance + rounds * square + step.blocks * own[1],
+            a**4 * s.fourth - rounds * 1.2 * square**2,  # of even distributions
+            s.lost + (0.0 if moves else step.blocks * s.finite * lost(before + error, x, width, q)),
             s.finite,
         )
         furthest = np.abs(mean * after.weight + after.mean) + reach * np.sqrt(after.noise)
@@ -273,7 +332,8 @@ def walk(
     found = []
     for n in contexts:
         count, partial = path.at[n]
-        found.append(after[count] if partial is None else advance(after[count], partial))
+        ends = (after[count], partial) if partial else (after[count - 1], path.whole[count - 1])
+        found.append(advance(*ends, last=True))
     columns = (
         np.stack([true(s) for s in found]),
         *(np.stack(x) for x in zip(*(s[2:] for s in found), strict=True)),
