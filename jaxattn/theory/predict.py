@@ -1,5 +1,6 @@
 """predict: the error of a recipe against context length, term by term, without running it."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -9,17 +10,26 @@ from scipy.special import ndtri
 
 from jaxattn.block_rules import block_size
 from jaxattn.fields import SITES
-from jaxattn.formats import FLOAT32, holds
+from jaxattn.formats import FLOAT32, TO_NAN, holds
 from jaxattn.recipe import Recipe
 from jaxattn.theory.elements import Elements, elements, inexact
 from jaxattn.theory.medians import median, safe
 from jaxattn.theory.moments import Moments
-from jaxattn.theory.roundings import bound_likely, bound_worst, dithered, known, rounded
+from jaxattn.theory.roundings import (
+    bound_likely,
+    bound_worst,
+    error_moments,
+    known,
+    overflow,
+    rounded,
+    ulp,
+)
 from jaxattn.theory.walks import Path, Walk, history, path, walk
 
 Float64 = NDArray[np.float64]
 
 ROWS, FEW = 256, 64
+COORDINATES = 64
 STAGNATED = 0.01  # share of l's weight lost, as errors.py counts it
 TERMS = ("sum", "output", "probs", "scores", "rescale", "inverse", "result")
 
@@ -137,6 +147,9 @@ def outside(recipe: Recipe) -> str:
     narrow = [x for x in ("output", "rescaled_output", "inverse") if getattr(recipe, x) != FLOAT32]
     if recipe.summation != "plain" or recipe.flush_every is not None:
         return "sums that are compensated or flushed are not predicted"
+    for site in ("difference", "exponent"):
+        if getattr(recipe, site).overflow == TO_NAN:
+            return f"{site} has no infinity, as m before the first key is"
     if recipe.normalise == "blocks" and narrow:
         return f"normalise='blocks' with {narrow[0]} rounded at every block"
     return ""
@@ -200,6 +213,9 @@ class _Rows:
         across = loose_o / (1 + drift) ** 2 + probs + scores + late + out
         l_finite = self.l.finite[place, :, 0]
         o_finite = self.o.finite[place, self.pick].all(axis=1)
+        if recipe.normalise not in ("blocks", "before"):
+            furthest = moments.value_mean + _reach(moments) * moments.value_sd * np.sqrt(e.share)
+            o_finite = o_finite & (furthest * e.l < overflow(recipe.final_output))
         l_noise = spread + e.apart + e.jitter
         zero = np.zeros(self.rows)
         terms = {
@@ -262,18 +278,19 @@ class _Rows:
     def _result_error(self, e: Elements, size2: Float64) -> tuple[Float64, Float64]:
         """Of the result's own rounding and of that of the o that is handed over: mean relative
         error along o, and mean square of the rest."""
-        z, share = _nodes(self.moments)
-        sd = self.moments.value_sd * np.sqrt(e.share)
-        o = self.moments.value_mean + sd[:, None] * z
+        z = ndtri((np.arange(COORDINATES) + 0.5) / COORDINATES)
+        apart = math.sqrt(2 * math.pi / 12) * np.exp(z**2 / 2) / COORDINATES  # sd about a z
+        sd = self.moments.value_sd * np.sqrt(e.share)[:, None]
+        o = self.moments.value_mean + sd * z
         kept = self.recipe.normalise in ("blocks", "before")  # as o / l
         l = 1.0 if kept else e.l[:, None]
-        one, variance = dithered(o, self.recipe.result)
-        other, more = (
-            x / y for x, y in zip(dithered(o * l, self.recipe.final_output), (l, l**2), strict=True)
-        )
-        error, variance = one + other, variance + more
-        along = (error * o) @ share / safe(size2)
-        square = (error**2 + variance) @ share / safe(size2)
+        error, variance = np.zeros_like(o), np.zeros_like(o)
+        for unit, format in ((1.0, self.recipe.result), (l, self.recipe.final_output)):
+            size, step = np.abs(o) * unit, ulp(o * unit, format)
+            bias, square = error_moments(size, sd * apart * unit, step, format)
+            error, variance = error + np.sign(o) * bias / unit, variance + square / unit**2
+        along = np.mean(error * o, axis=1) / safe(size2)
+        square = np.mean(error**2 + variance, axis=1) / safe(size2)
         return along, square - along**2
 
 
@@ -290,8 +307,13 @@ def _output(recipe: Recipe, moments: Moments, way: Path, contexts: list[int]) ->
         mean=moments.value_mean,
         sd=moments.value_sd,
         nodes=_nodes(moments)[0],
-        reach=float(ndtri(1 - 0.5 / moments.value_dim)) if moments.value_dim > 1 else 0.0,
+        reach=_reach(moments),
     )
+
+
+def _reach(moments: Moments) -> float:
+    """How many sd above the mean the largest of o's coordinates lies."""
+    return float(ndtri(1 - 0.5 / moments.value_dim)) if moments.value_dim > 1 else 0.0
 
 
 def _nodes(moments: Moments) -> tuple[Float64, Float64]:

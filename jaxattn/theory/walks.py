@@ -127,16 +127,12 @@ def path(recipe: Recipe, moments: Moments, block: int, contexts: list[int], rows
         square = ((keys - new) * two + top**2) / count
         variance = keys / count * np.maximum(two - one**2, 0)
         unit = np.exp(own.mean + own.lift - m_next)
-        drop = np.where(a > 0, m - m_next, 0.0) / nats
-        rescale = rounded(
-            np.exp(nats * exponent(recipe, rounded(drop, recipe.difference))), recipe.rescale
-        )
-        errors = [
-            np.where(a > 0, x / np.where(a > 0, a, 1.0) - 1, 0.0)
-            for x in (rescale, rounded(rescale, recipe.output_rescale))
-        ]
-        seen = m_next - nats * rounded(m_next / nats, recipe.seen_max)
-        return Step(count, a, c, square, variance, unit, *errors, seen), peak, m_next
+        drop = rounded(np.where(a > 0, m - m_next, 0.0) / nats, recipe.difference)
+        a_l = rounded(np.exp(nats * exponent(recipe, drop)), recipe.rescale)
+        a_o = rounded(a_l, recipe.output_rescale)
+        late, later = (np.where(a > 0, x / np.where(a > 0, a, 1.0) - 1, 0.0) for x in (a_l, a_o))
+        off = m_next - nats * rounded(m_next / nats, recipe.seen_max)
+        return Step(count, a, c, square, variance, unit, late, later, off), peak, m_next
 
     start = recipe.initial_max * nats
     peak, m = np.full(rows, -np.inf), np.full(rows, start if start > -1e4 else -np.inf)
@@ -186,7 +182,7 @@ def history(path: Path, contexts: list[int], factor: str) -> History:
             a**2 * (errors + 2 * late * mixed + late**2 * square) + own**2 * gain,
         )
 
-    after = [(np.zeros(path.rows),) * 5]
+    after: list[tuple[Float64, ...]] = [(np.zeros(path.rows),) * 5]
     for step in path.whole:
         after.append(advance(after[-1], step))
     means, scatters = [], []
