@@ -67,8 +67,8 @@ class Path(NamedTuple):
 
 class History(NamedTuple):
     """What narrow rescale factors and maxima leave of earlier keys, float64 [contexts, rows]: the
-    mean relative error of a sum, of weights or of values alike; and the variance by key, in units
-    of V's variance."""
+    mean relative error of a sum, of weights or of values alike; and its variance over keys, each
+    counted by its squared weight."""
 
     mean: Float64
     scatter: Float64
@@ -162,8 +162,9 @@ def _sums(sd: Float64, block: int, edges: tuple[int, ...]) -> Float64:
     return np.exp(np.stack([np.interp(sd, levels, x) for x in np.transpose(logs)]))
 
 
-def history(path: Path, contexts: list[int], factor: str) -> History:
-    """Of l's rescale factors, factor "a_l", or of o's, "a_o"."""
+def history(path: Path, contexts: list[int], factor: str, chunks: int) -> History:
+    """Of l's rescale factors, factor "a_l", or of o's, "a_o"; of so many chunks of equal weight, of
+    which other rows' are as good as a row's own."""
 
     def advance(s: tuple[Float64, ...], step: Step) -> tuple[Float64, ...]:
         weight, error, square, mixed, errors = s
@@ -185,8 +186,11 @@ def history(path: Path, contexts: list[int], factor: str) -> History:
     for n in contexts:
         count, partial = path.at[n]
         last = after[count] if partial is None else advance(after[count], partial)
-        weight, error, square, mixed, errors = last
-        mean = error / weight
+        unit = chunks * last[0]
+        shares = [x / y for x, y in zip(last[1:], (unit, unit**2, unit**2, unit**2), strict=True)]
+        mean, square, mixed, errors = (
+            np.sum([np.roll(share, i) for i in range(chunks)], axis=0) for share in shares
+        )
         means.append(mean)
-        scatters.append((errors - 2 * mean * mixed + mean**2 * square) / weight**2)
+        scatters.append((errors - 2 * mean * mixed + mean**2 * square) / square)
     return History(np.stack(means), np.maximum(scatters, 0))

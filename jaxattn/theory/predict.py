@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from jaxattn.block_rules import block_size
 from jaxattn.fields import SITES
-from jaxattn.formats import FLOAT32, TO_NAN, holds
+from jaxattn.formats import FLOAT32, TO_NAN, TOWARD_ZERO, holds
 from jaxattn.recipe import Recipe
 from jaxattn.theory.moments import Moments
 from jaxattn.theory.roundings import bound_likely, bound_worst, known
@@ -116,8 +116,8 @@ _COLUMNS = (
 def outside(recipe: Recipe) -> str:
     """Why the theory does not cover a recipe; empty if it does.
 
-    It knows rounding to nearest even, and toward zero; sums of l and o by the block, and matrix
-    products in float32; the exponentials that are correctly rounded.
+    It knows rounding to nearest even, and toward zero; sums of l and o by the block, of which one
+    may round toward zero; matrix products in float32; exponentials that are correctly rounded.
     """
     for site in SITES:
         if not known(getattr(recipe, site)):
@@ -132,6 +132,9 @@ def outside(recipe: Recipe) -> str:
     narrow = [x for x in ("output", "rescaled_output", "inverse") if getattr(recipe, x) != FLOAT32]
     if recipe.summation != "plain" or recipe.flush_every is not None:
         return "sums that are compensated or flushed are not predicted"
+    down = [x for x in SITES if getattr(recipe, x).rounding == TOWARD_ZERO]
+    if {"running_sum", "rescaled_sum"} & set(down) and {"output", "rescaled_output"} & set(down):
+        return "l and o both round toward zero: how much of their drift cancels is not predicted"
     for site in ("difference", "exponent"):
         if getattr(recipe, site).overflow == TO_NAN:
             return f"{site} has no infinity, as m before the first key is"

@@ -32,7 +32,7 @@ class Rows:
         each = [max(1, -(-n // splits)) for n in contexts]
         way = path(recipe, moments, block, each, self.rows)
         self.l = _sum_of_weights(recipe, way, each)
-        self.past = [history(way, each, factor) for factor in ("a_l", "a_o")]
+        self.past = [history(way, each, factor, splits) for factor in ("a_l", "a_o")]
         step = recipe.output_every
         # Where it is the rescaled o that is narrow, it is so once a block.
         if step and step != block and holds(recipe.rescaled_output, recipe.output):
@@ -68,7 +68,7 @@ class Rows:
             taken, out = np.where(exact, 0.0, taken), np.where(exact, 0.0, out)
         probs = e.probs * loose
         scores = (e.scores + e.value) * loose
-        late = self.past[1].scatter[place] * loose
+        late = self.past[1].scatter[place] * e.share * loose
         loose_o = square - along**2
         certain = (1 + e.bias) / (1 + e.weight) - 1
         moved = (1 + of_o) / (1 + past) - 1
