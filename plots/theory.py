@@ -68,6 +68,7 @@ COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#000000")  # where all h
 SITE_NAMES = {
     "running_sum": "l",
     "output": "o",
+    "split output": "o of\n8 chunks",
     "probs": "p",
     "scores": "s",
     "inverse": "1/l",

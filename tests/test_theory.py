@@ -197,6 +197,8 @@ def test_more_bits_and_longer_blocks_are_better():
     [
         ({"running_sum": "float16:sr"}, "running_sum rounds neither"),
         ({"pv_accum": "fp22"}, "pv_accum is narrow"),
+        ({"rescaled_sum": "fp22", "output": "fp22"}, "both round toward zero"),
+        ({"difference": "float8_e4m3fn"}, "difference has no infinity"),
         ({"exp": "exp2_poly3"}, "exp='exp2_poly3' has an error of its own"),
         ({"query": "int8", "query_group": 4}, "by groups"),
         ({"normalise": "blocks", "output": "float16"}, "output rounded at every block"),

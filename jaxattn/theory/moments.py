@@ -25,6 +25,8 @@ class Moments(NamedTuple):
     lift:     float64 [rows]: and the mean of exp(score) is so many nats larger than theirs
     products: float64 [rows]: root mean square over keys of the scores' |product of entries|, summed
               in squares: what rounding of q or k moves
+    pull:     float64 [rows]: likewise of the product of q and the mean key, weighted by attention:
+              what rounding of q moves log l by
     value_mean, value_sd: of V, weighted by attention, in root mean square over its coordinates
     scale:    of the scores
     head_dim, value_dim
@@ -37,6 +39,7 @@ class Moments(NamedTuple):
     tail: float
     lift: Float64
     products: Float64
+    pull: Float64
     value_mean: float
     value_sd: float
     scale: float
@@ -70,7 +73,8 @@ def gaussian(
     mean = np.full(rows, float(logit_mean))
     sizes = (1 / math.sqrt(head_dim), head_dim, head_dim)
     seen, lift = np.zeros((rows, 0)), np.zeros(rows)
-    return Moments(mean, sd, seen, 1.0, lift, sd, abs(value_mean), value_sd, *sizes, inputs)
+    pull = sd**2 * math.sqrt(3 / head_dim)
+    return Moments(mean, sd, seen, 1.0, lift, sd, pull, abs(value_mean), value_sd, *sizes, inputs)
 
 
 def measured(query: Any, key: Any, value: Any = None, *, scale: float | None = None) -> Moments:
@@ -103,7 +107,7 @@ def measured(query: Any, key: Any, value: Any = None, *, scale: float | None = N
         for b in range(batch)
         for n in range(count)
     ]
-    mean, sd, peaks, products, tails, lifts, squares, variances = map(
+    mean, sd, peaks, products, pull, tails, lifts, squares, variances = map(
         np.concatenate, zip(*parts, strict=True)
     )
     if not np.isfinite(mean).all():
@@ -115,6 +119,7 @@ def measured(query: Any, key: Any, value: Any = None, *, scale: float | None = N
         tail=float(np.mean(tails)),
         lift=lifts,
         products=products,
+        pull=pull,
         value_mean=math.sqrt(_mean_of_squares(squares, variances, v.shape[-1])),
         value_sd=math.sqrt(float(np.mean(variances))),
         scale=factor,
@@ -125,8 +130,8 @@ def measured(query: Any, key: Any, value: Any = None, *, scale: float | None = N
 
 
 def _head(query: Any, key: Any, value: Any, scale: float) -> tuple[Float64, ...]:
-    """Of each row [T]: mean, sd, peaks, products, tail and lift; and of V the square of its mean
-    beside the square that chance alone gives, [T, 2], and its variance."""
+    """Of each row [T]: mean, sd, peaks, products, pull, tail and lift; and of V the square of its
+    mean beside the square that chance alone gives, [T, 2], and its variance."""
     q, k, v = (np.asarray(x, np.float64) for x in (query, key, value))
     s = scale * q @ k.T
     mean, sd, top = s.mean(1), s.std(1), s.max(1)
@@ -142,12 +147,13 @@ def _head(query: Any, key: Any, value: Any, scale: float) -> tuple[Float64, ...]
     lift = np.where(flat | (s.shape[1] == 1), 0.0, np.log(rest) - model)
     w = p / p.sum(1, keepdims=True)
     o, share = w @ v, np.sum(w**2, axis=1)
+    pull = scale * np.sqrt(np.sum((q * (w @ k)) ** 2, axis=1))
     variance = np.maximum(w @ v**2 - o**2, 0).mean(1) / np.maximum(1 - share, 1e-3)
     square = np.mean(o**2, axis=1)
     noise = share * variance
     whole = np.maximum.accumulate(s, axis=1)[:, EVERY - 1 :: EVERY]
     peaks = (whole - mean[:, None]) / spread[:, None]
-    return mean, sd, peaks, products, tail, lift, np.stack([square, noise], 1), variance
+    return mean, sd, peaks, products, pull, tail, lift, np.stack([square, noise], 1), variance
 
 
 def _mean_of_squares(squares: Float64, variances: Float64, dim: int) -> float:

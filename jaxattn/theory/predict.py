@@ -5,22 +5,17 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtri
 
 from jaxattn.block_rules import block_size
 from jaxattn.fields import SITES
-from jaxattn.formats import FLOAT32, holds
+from jaxattn.formats import FLOAT32, TO_NAN, TOWARD_ZERO, holds
 from jaxattn.recipe import Recipe
-from jaxattn.theory.elements import Elements, elements
-from jaxattn.theory.medians import median, safe
 from jaxattn.theory.moments import Moments
-from jaxattn.theory.roundings import BENFORD, bound_likely, bound_worst, known, rounded, ulp
-from jaxattn.theory.walks import Path, Walk, path, walk
+from jaxattn.theory.roundings import bound_likely, bound_worst, known
+from jaxattn.theory.rows import Rows
 
 Float64 = NDArray[np.float64]
 
-ROWS, FEW = 256, 64
-STAGNATED = 0.01  # share of l's weight lost, as errors.py counts it
 TERMS = ("sum", "output", "probs", "scores", "rescale", "inverse", "result")
 
 
@@ -94,7 +89,7 @@ def predict(recipe: Recipe, moments: Moments, contexts: Sequence[int]) -> Predic
     columns = {name: np.full(len(lengths), np.nan) for name in (*_COLUMNS, *TERMS)}
     for block in () if why else dict.fromkeys(blocks.tolist()):
         at = np.flatnonzero(blocks == block)
-        rows = _Rows(recipe, moments, block, [lengths[i] for i in at])
+        rows = Rows(recipe, moments, block, [lengths[i] for i in at])
         for place, i in enumerate(at):
             for name, number in rows.at(place).items():
                 columns[name][i] = number
@@ -121,8 +116,8 @@ _COLUMNS = (
 def outside(recipe: Recipe) -> str:
     """Why the theory does not cover a recipe; empty if it does.
 
-    It knows rounding to nearest even, and toward zero; sums of l and o by the block, and matrix
-    products in float32; the exponentials that are correctly rounded.
+    It knows rounding to nearest even, and toward zero; sums of l and o by the block, of which one
+    may round toward zero; matrix products in float32; exponentials that are correctly rounded.
     """
     for site in SITES:
         if not known(getattr(recipe, site)):
@@ -137,143 +132,12 @@ def outside(recipe: Recipe) -> str:
     narrow = [x for x in ("output", "rescaled_output", "inverse") if getattr(recipe, x) != FLOAT32]
     if recipe.summation != "plain" or recipe.flush_every is not None:
         return "sums that are compensated or flushed are not predicted"
+    down = [x for x in SITES if getattr(recipe, x).rounding == TOWARD_ZERO]
+    if {"running_sum", "rescaled_sum"} & set(down) and {"output", "rescaled_output"} & set(down):
+        return "l and o both round toward zero: how much of their drift cancels is not predicted"
+    for site in ("difference", "exponent"):
+        if getattr(recipe, site).overflow == TO_NAN:
+            return f"{site} has no infinity, as m before the first key is"
     if recipe.normalise == "blocks" and narrow:
         return f"normalise='blocks' with {narrow[0]} rounded at every block"
     return ""
-
-
-class _Rows:
-    """Rows of one block size: walks of l and o over all contexts, and what becomes of each."""
-
-    def __init__(self, recipe: Recipe, moments: Moments, block: int, contexts: list[int]) -> None:
-        self.recipe, self.moments, self.contexts, self.block = recipe, moments, contexts, block
-        self.rows = ROWS if moments.sd.any() else 1
-        self.moved = np.resize(moments.sd > 0, self.rows)
-        splits = recipe.split_kv
-        each = [max(1, -(-n // splits)) for n in contexts]
-        way = path(recipe, moments, block, each, self.rows)
-        self.l = _sum_of_weights(recipe, way, each)
-        step = recipe.output_every
-        if step and step != block:
-            way = path(recipe, moments, step, each, self.rows)
-        if not moments.value_mean:  # then o's error goes its own way, alike in all rows
-            way = way.some(min(FEW, self.rows))
-        self.pick = np.arange(self.rows) % way.rows
-        self.o = _output(recipe, moments, way, each)
-
-    def at(self, place: int) -> dict[str, float]:
-        """Every column of a Prediction at one context."""
-        recipe, moments = self.recipe, self.moments
-        few = elements(recipe, moments, self.contexts[place], min(FEW, self.rows))
-        e = Elements(*(np.resize(x, self.rows) for x in few))
-        true = self.l.true[place, :, 0]
-        drift = self.l.mean[place, :, 0] / true
-        spread = self.l.variance[place, :, 0] / true**2 / recipe.split_kv
-        cumulant = self.l.fourth[place, :, 0] / true**4 / recipe.split_kv**3
-        size2 = moments.value_mean**2 + moments.value_sd**2 * e.share  # |o|^2 / D
-        loose = moments.value_sd**2 / safe(size2)
-        fixed = moments.value_mean**2 / safe(size2)
-
-        along, square = self._output_error(place)
-        kept = 1 + drift  # of l: what is left of it divides o
-        y = 1 / safe(true * kept)
-        y = rounded(y, recipe.inverse) if recipe.normalise == "multiply" else y
-        inverse = true * kept * y - 1
-        # F7: the chance of a new maximum falls like 1 / block, its weight grows like its square.
-        moved = self.moved / 2 * (1 - 1 / max(1.0, self.contexts[place] / self.block))
-        rescale = moved * BENFORD * 4.0**-recipe.rescale.precision
-        apart = moved * BENFORD * 4.0**-recipe.output_rescale.precision
-        out = self._result_error(e, size2)
-        if holds(recipe.result, recipe.output) and recipe.normalise == "multiply":
-            out = np.where(np.frexp(y)[0] == 0.5, 0.0, out)  # o times a power of two
-        probs = e.probs * loose
-        scores = e.scores * loose
-        value = e.value * loose
-        history = rescale * loose * e.share
-        loose_o = (square - along**2) / (1 + drift) ** 2
-        across = loose_o + probs + scores + value + history + out
-        scalar = (1 + along) * (1 + inverse) * (1 + e.bias) / kept - 1
-        noise = spread / kept**2 + e.along * fixed + apart
-        l_finite = self.l.finite[place, :, 0]
-        o_finite = self.o.finite[place, self.pick].all(axis=1)
-        l_noise = spread + rescale + e.jitter
-        zero = np.zeros(self.rows)
-        terms = {
-            "sum": median(
-                -drift / kept, spread / kept**2, zero, kurtosis=cumulant / safe(spread**2)
-            ),
-            "output": median(along, zero, square - along**2),
-            "probs": median(e.bias, e.along * fixed, probs),
-            "scores": median(zero, zero, scores + value),
-            "rescale": median(zero, zero + apart, history),
-            "inverse": median(inverse, zero, zero),
-            "result": median(zero, zero, out),
-        }
-        # o over an infinite l is 0, an error of all of it.
-        total = median(
-            np.where(l_finite, scalar, -1.0),
-            np.where(l_finite, noise, 0.0),
-            np.where(l_finite, across, 0.0),
-            kurtosis=cumulant / safe(noise**2),
-            finite=o_finite,
-        )
-        bias_l = median(
-            drift + e.weight + e.shift,
-            l_noise,
-            zero,
-            kurtosis=cumulant / safe(l_noise**2),
-            finite=l_finite,
-        )
-        return terms | {
-            "size": float(np.median(true)),
-            "drift": float(np.median(drift)),
-            "spread": float(np.median(np.sqrt(spread))),
-            "output_drift": float(np.median(along)),
-            "rel_l2": total,
-            "bias_l": bias_l,
-            "underflow": float(np.median(e.underflow)),
-            "stagnated": float(np.mean(self.l.lost[place] > STAGNATED)),
-            "overflow": float(np.mean(~(l_finite & o_finite))),
-        }
-
-    def _output_error(self, place: int) -> tuple[Float64, Float64]:
-        """Of o's rounding, relative to o: mean along it, and mean square, [rows]."""
-        share = _nodes(self.moments)[1]
-        true, error, variance = (x[place] for x in self.o[:3])
-        norm = safe(true**2 @ share)
-        along = (error * true) @ share / norm
-        square = (error**2 + variance / self.recipe.split_kv) @ share / norm
-        return along[self.pick], square[self.pick]
-
-    def _result_error(self, e: Elements, size2: Float64) -> Float64:
-        """Mean square of the relative error of the result's own rounding, and of the o that is
-        handed over."""
-        z, share = _nodes(self.moments)
-        sd = self.moments.value_sd * np.sqrt(e.share)
-        o = self.moments.value_mean + sd[:, None] * z
-        steps = ulp(o, self.recipe.result) ** 2
-        steps = steps + (ulp(o * e.l[:, None], self.recipe.final_output) / e.l[:, None]) ** 2
-        return steps @ share / 12 / safe(size2)
-
-
-def _sum_of_weights(recipe: Recipe, way: Path, contexts: list[int]) -> Walk:
-    return walk(way, contexts, recipe.running_sum, recipe.rescaled_sum, summand=recipe.row_sum)
-
-
-def _output(recipe: Recipe, moments: Moments, way: Path, contexts: list[int]) -> Walk:
-    return walk(
-        way,
-        contexts,
-        recipe.output,
-        recipe.rescaled_output,
-        mean=moments.value_mean,
-        sd=moments.value_sd,
-        nodes=_nodes(moments)[0],
-        reach=float(ndtri(1 - 0.5 / moments.value_dim)) if moments.value_dim > 1 else 0.0,
-    )
-
-
-def _nodes(moments: Moments) -> tuple[Float64, Float64]:
-    """Where coordinates of o lie, in their sd about the mean, and how many of them."""
-    z, share = np.polynomial.hermite_e.hermegauss(4 if moments.value_mean else 8)
-    return z, share / share.sum()

@@ -15,8 +15,10 @@ from jaxattn.formats import NEAREST_EVEN, SATURATE, TOWARD_ZERO, Format, largest
 
 Float64 = NDArray[np.float64]
 
-# (relative error of a rounding)^2 in units of u^2, over significands that Benford's law spreads
+# (relative error of a rounding to nearest)^2 in units of u^2, and what one toward zero takes in
+# units of u, over significands that Benford's law spreads
 BENFORD = 1 / (8 * math.log(2))
+TAKEN = 1 / (2 * math.log(2))
 SMOOTH, SHARP, HARMONICS = 0.8, 0.15, 5  # sd / ulp: no drift above, a single step below
 
 
@@ -87,6 +89,21 @@ def _one_step(x: Float64, t: Float64, down: bool) -> tuple[Float64, Float64]:
     up = np.where(t > 0, ndtr(z), sure)
     density = np.where(t > 0, np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi), 0)
     return low + up - x, up * (1 - up) + t**2 - 2 * t * density
+
+
+def dithered(x: ArrayLike, format: Format) -> tuple[Float64, Float64]:
+    """Mean and variance of round(y) - y for any y near x, where it may lie between two numbers."""
+    step = ulp(x, format)
+    down = format.rounding == TOWARD_ZERO
+    return -0.5 * step * np.sign(x) * down, step**2 / 12
+
+
+def relative(format: Format) -> tuple[float, float]:
+    """Mean and variance of round(x) / x - 1, over significands that Benford's law spreads."""
+    u = 2.0**-format.precision
+    if format.rounding == NEAREST_EVEN:
+        return 0.0, BENFORD * u**2
+    return -TAKEN * u, (4 * BENFORD - TAKEN**2) * u**2
 
 
 def stagnation(c: ArrayLike, format: Format) -> Float64:

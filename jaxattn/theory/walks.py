@@ -1,11 +1,9 @@
 """The walk of l, and of o, from block to block: mean and variance of its error.
 
-A row's maximum is drawn, block by block, as the extremal process that it is; all else is in closed
-form: what a block adds is normal, and `error_moments` says what rounding makes of it. Blocks are
-taken singly at first, then in steps of 1/128 of those before.
+In closed form along a `Path`: what a block adds is normal, and `error_moments` says what rounding
+makes of it.
 """
 
-import math
 from typing import NamedTuple
 
 import numpy as np
@@ -13,57 +11,13 @@ from numpy.typing import NDArray
 from scipy.special import ndtr
 
 from jaxattn.formats import FLOAT32, NEAREST_EVEN, Format, holds
-from jaxattn.recipe import Recipe
-from jaxattn.theory.elements import block_max, unit_of
-from jaxattn.theory.moments import EVERY, Moments, largest_score, weights
-from jaxattn.theory.roundings import error_moments, overflow, rounded, ulp
+from jaxattn.theory.paths import Path, Step
+from jaxattn.theory.roundings import dithered, error_moments, overflow, rounded, ulp
 
 Float64 = NDArray[np.float64]
 
-FINE = 128
-EDGES = (0, 8, 16, 24, 32, 40, 48, 56, 60, 62, 63, 64)  # 64ths: quantiles of what a block adds
-FINER = (*range(0, 60, 4), 58, 60, 61, 62, 63, 64)  # of one of FEW keys or less
-FEW = 4
 NORMAL = 0.12  # sd of what blocks add, in units of its mean, below which it is normal
-SMOOTH = 0.6  # and in ulps, above which rounding dithers it, if it is of many keys
 STILL = 1e-3  # share of what blocks add that still moves a sum that is said to stand
-SEED = 20261125
-
-
-class Step(NamedTuple):
-    """`blocks` blocks after a rescale factor a; each adds c, with the variance of c and the sum
-    of p^2, and a score at the row's mean weighs `unit`. All but their number are [rows]."""
-
-    blocks: int
-    a: Float64
-    c: Float64
-    square: Float64
-    variance: Float64
-    unit: Float64
-
-    def some(self, rows: NDArray[np.bool_] | slice) -> "Step":
-        """Of these rows alone."""
-        return Step(self.blocks, *(x[rows] for x in self[1:]))
-
-
-class Path(NamedTuple):
-    """sums: [n, rows], means of what a block adds over each of `shares` of its distribution, in
-    units of a score at the row's mean; smooth: the ulps that dither it
-    whole: steps of whole blocks; at: context -> (how many of them, the partial block or None)"""
-
-    rows: int
-    sums: Float64
-    shares: Float64
-    smooth: float
-    whole: list[Step]
-    at: dict[int, tuple[int, Step | None]]
-
-    def some(self, rows: int) -> "Path":
-        """The first rows alone."""
-        few = slice(rows)
-        at = {n: (k, last and last.some(few)) for n, (k, last) in self.at.items()}
-        whole = [step.some(few) for step in self.whole]
-        return self._replace(rows=rows, sums=self.sums[:, few], whole=whole, at=at)
 
 
 class Walk(NamedTuple):
@@ -77,75 +31,6 @@ class Walk(NamedTuple):
     fourth: Float64
     lost: Float64
     finite: NDArray[np.bool_]
-
-
-def path(recipe: Recipe, moments: Moments, block: int, contexts: list[int], rows: int) -> Path:
-    """Rows of `moments` in turn, each with a maximum of its own."""
-    rng = np.random.default_rng(SEED)
-    pick = np.arange(rows) % len(moments.mean)
-    own = moments._replace(
-        mean=moments.mean[pick],
-        sd=moments.sd[pick],
-        peaks=moments.peaks[pick],
-        lift=moments.lift[pick],
-    )
-    stops = [n // block for n in contexts]
-    # Equal blocks are few kinds of rows, and what rounding does to each of them is certain.
-    ends = sorted({*_grid(max(stops), FINE if own.sd.any() else max(stops)), *stops} - {0})
-    nats = unit_of(recipe)
-
-    def step(
-        count: int, start: int, end: int, peak: Float64, m: Float64
-    ) -> tuple[Step, Float64, Float64]:
-        keys = end - start
-        z = largest_score(own, keys, rng.random(rows))
-        if (seen := -(-end // EVERY)) <= own.peaks.shape[1]:
-            last = own.peaks[:, seen - 1]  # what was seen, as far as it goes
-            z = last if end % EVERY == 0 else np.minimum(z, last)
-        new = (z > peak) & (own.sd > 0)
-        peak = np.maximum(z, peak)
-        height = block_max(recipe, own.mean + own.sd * peak)
-        moves = height > m + recipe.lazy_threshold * nats
-        m_next = np.where(moves, height, m)
-        a = np.where(np.isfinite(m), np.exp(np.minimum(m - m_next, 0)), 0.0)
-        top = np.where(new, np.exp(own.mean + own.sd * peak - m_next), 0.0)
-        one, two = (weights(own, m_next, peak, power) for power in (1, 2))
-        c = ((keys - new) * one + top) / count
-        square = ((keys - new) * two + top**2) / count
-        variance = keys / count * np.maximum(two - one**2, 0)
-        unit = np.exp(own.mean + own.lift - m_next)
-        return Step(count, a, c, square, variance, unit), peak, m_next
-
-    start = recipe.initial_max * nats
-    peak, m = np.full(rows, -np.inf), np.full(rows, start if start > -1e4 else -np.inf)
-    done = 0
-    whole: list[Step] = []
-    at: dict[int, tuple[int, Step | None]] = {}
-
-    def stop_at() -> None:
-        for n in contexts:
-            if n // block == done:
-                rest = n % block
-                partial = step(1, n - rest, n, peak, m)[0] if rest else None
-                at[n] = (len(whole), partial)
-
-    stop_at()
-    for end in ends:
-        taken, peak, m = step(end - done, done * block, end * block, peak, m)
-        whole.append(taken)
-        done = end
-        stop_at()
-    edges, smooth = (FINER, math.inf) if block <= FEW else (EDGES, SMOOTH)
-    shares = np.diff(edges) / 64
-    return Path(rows, _sums(own.sd, block, edges), shares, smooth, whole, at)
-
-
-def _grid(blocks: int, fine: int) -> list[int]:
-    ends, end = [], 0
-    while end < blocks:
-        end = min(end + max(1, end // fine), blocks)
-        ends.append(end)
-    return ends
 
 
 class _State(NamedTuple):
@@ -174,13 +59,18 @@ def walk(
 
     carried: of the rescaled sum; summand: of what a block adds; nodes: how many of its own sd the
     true sum lies off its mean; reach: as far off lies the largest of all sums, which overflows.
+
+    The coarser of `format` and `carried` is that of the walk: where it is `carried`, the block
+    before the next one rounds what this one adds, and no block the last.
     """
     z = np.zeros(1) if nodes is None else nodes
     fine = holds(summand, FLOAT32)
     wide = fine and holds(format, FLOAT32) and holds(carried, FLOAT32)
+    later = not holds(carried, format)
+    limit = min(overflow(format), overflow(carried))
+    format, finer = (carried, format) if later else (format, carried)
     shape = (path.rows, len(z))
     zero = np.zeros(shape)
-    limit = overflow(format)
 
     def true(state: _State) -> Float64:
         return mean * state.weight + z * np.sqrt(state.noise)
@@ -197,15 +87,17 @@ def walk(
         part = np.where(tilt > 0, ndtr(z), x <= edge if nearest else x < edge)
         return part * x / np.maximum(l, x)
 
-    def advance(s: _State, step: Step) -> _State:
+    def advance(s: _State, step: Step, last: bool = False) -> _State:
         a, c = step.a[:, None], step.c[:, None]
+        rounds = step.blocks - (last and later)
         weight, noise = a * s.weight, a**2 * s.noise
         gain = sd**2 * step.square[:, None]
         if wide:
             return s._replace(weight=weight + step.blocks * c, noise=noise + step.blocks * gain)
-        error, variance = a * s.mean, a**2 * s.variance
         before = mean * weight + z * np.sqrt(noise)
-        variance = variance + np.where(a < 1, ulp(before, carried) ** 2 / 12, 0) * (before != 0)
+        often = (step.blocks if later else (a < 1)) * (before != 0)
+        extra = dithered(before, finer)
+        error, variance = a * s.mean + often * extra[0], a**2 * s.variance + often * extra[1]
         x, width = mean * c, np.sqrt(mean**2 * step.variance[:, None] + gain)
         grid = ulp(x, summand)
         own = (0.0, 0.0) if fine else error_moments(np.abs(x), width, grid, summand)
@@ -253,14 +145,14 @@ def walk(
                 square[rows] += past * (other - square[rows])
                 variance[rows] = np.where((past > 0) & still, 0.0, variance[rows])
                 square[rows] = np.where((past > 0) & still, 0.0, square[rows])
-        square = square + own[1]
+        moves = bool(sd) or later  # what is lost later was not seen to move nothing
         after = _State(
             weight + step.blocks * c,
             noise + step.blocks * gain,
-            error + step.blocks * (sign * bias + np.copysign(own[0], x)),
-            variance + step.blocks * square,
-            a**4 * s.fourth - step.blocks * 1.2 * square**2,  # of even distributions
-            s.lost + (0.0 if sd else step.blocks * s.finite * lost(before + error, x, width, q)),
+            error + rounds * sign * bias + step.blocks * np.copysign(own[0], x),
+            variance + rounds * square + step.blocks * own[1],
+            a**4 * s.fourth - rounds * 1.2 * square**2,  # of even distributions
+            s.lost + (0.0 if moves else step.blocks * s.finite * lost(before + error, x, width, q)),
             s.finite,
         )
         furthest = np.abs(mean * after.weight + after.mean) + reach * np.sqrt(after.noise)
@@ -273,26 +165,13 @@ def walk(
     found = []
     for n in contexts:
         count, partial = path.at[n]
-        found.append(after[count] if partial is None else advance(after[count], partial))
+        ends = (after[count], partial) if partial else (after[count - 1], path.whole[count - 1])
+        found.append(advance(*ends, last=True))
     columns = (
         np.stack([true(s) for s in found]),
         *(np.stack(x) for x in zip(*(s[2:] for s in found), strict=True)),
     )
     return Walk(*columns)
-
-
-def _sums(sd: Float64, block: int, edges: tuple[int, ...]) -> Float64:
-    """Means of a block's sum of exp(sd·z), z normal, between quantiles `edges`: [n, rows]."""
-    rng = np.random.default_rng(SEED + 1)
-    levels = np.linspace(sd.min(), sd.max(), 1 if np.ptp(sd) == 0 else 5)
-    draws = 64 * min(64, max(1, 2**19 // block // 64))
-    z = rng.standard_normal((draws, block))
-    logs = []
-    for level in levels:
-        total = np.sort(np.sum(np.exp(level * z), axis=1))
-        parts = np.split(total, [edge * draws // 64 for edge in edges[1:-1]])
-        logs.append(np.log([part.mean() for part in parts]))
-    return np.exp(np.stack([np.interp(sd, levels, x) for x in np.transpose(logs)]))
 
 
 def _blocks(
