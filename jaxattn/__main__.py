@@ -215,7 +215,10 @@ def main() -> None:
     """Exit 0 when the question was answered, 2 for bad input, with one line that says why."""
     try:
         arguments = sys.argv[1:] or ["--help"]
-        sys.exit(app(arguments, prog_name="jaxattn", standalone_mode=False) or 0)
+        code = app(arguments, prog_name="jaxattn", standalone_mode=False)
+        if code == 130:  # typer's own of Ctrl-C
+            raise KeyboardInterrupt
+        sys.exit(code or 0)
     except CLI_ERROR as error:
         fail("jaxattn", cast(Any, error).format_message(), 2)
     except (ValueError, TypeError, OSError) as error:

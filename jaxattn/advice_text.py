@@ -64,7 +64,7 @@ def _recommended(advice: Advice) -> list[str]:
             f"none of {advice.tried:,} recipes holds: the best reaches {best.worst:.2e} on "
             f"{best.input} at {best.context:,} keys, with {_change(best)}",
             f"  what stops it: {', '.join(_stopped(advice))}",
-            *_worse(best),
+            *_worse(best, advice),
         ]
     lines, stands = [], advice.stands
     if stands.worst <= advice.tolerance:
@@ -81,7 +81,7 @@ def _recommended(advice: Advice) -> list[str]:
             f"price {candidate.price:.3f}",
             f"  as it stands {stands.worst:.2e} ({stands.input} at {stands.context:,} keys); "
             f"price {stands.price:.3f}",
-            *_worse(candidate),
+            *_worse(candidate, advice),
         ]
     return lines
 
@@ -96,9 +96,9 @@ def _stopped(advice: Advice) -> list[str]:
     ]
 
 
-def _worse(candidate: Candidate) -> list[str]:
+def _worse(candidate: Candidate, advice: Advice) -> list[str]:
     if not candidate.worse:
-        return ["  worse than as it stands on no input"]
+        return [f"  no worse on any input where its error is over {MATTERS * advice.tolerance:.2g}"]
     return [
         f"  WORSE than as it stands on {w.input}, up to {w.ratio:.3g} times: {w.after:.2e} instead "
         f"of {w.before:.2e} at {w.context:,} keys"

@@ -228,7 +228,8 @@ def _at_other_blocks(nearest: list[Recipe], known: list[Recipe]) -> Iterator[Rec
     identities = [recipe.identity() for recipe in known]
     for recipe, block in itertools.product(nearest, BLOCKS):
         try:
-            other = recipe.replace(kv_block=block, name=f"{recipe.name}+kv_block={block}")
+            name = "+".join(x for x in recipe.name.split("+") if not x.startswith("kv_block="))
+            other = recipe.replace(kv_block=block, name=f"{name}+kv_block={block}")
         except ValueError:  # such as softmax that is not online
             continue
         if other.identity() not in identities:

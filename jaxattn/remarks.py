@@ -119,7 +119,8 @@ def remarks_on(
         found[f"{beyond} in {share}"] = part
     remarks = [f"output of {_heads(some)}: {what}" for what, some in found.items() if some.any()]
     error = np.sum((observed - ideal) ** 2, axis=(1, 3))  # [B, N]
-    most = np.max([np.sum((one - ideal) ** 2, axis=(1, 3)) for one in emulated], axis=0)
+    errors = np.array([np.sum((one - ideal) ** 2, axis=(1, 3)) for one in emulated])
+    most = np.max(np.where(np.isfinite(errors), errors, 0), axis=0)  # of those that do not overflow
     odd = far.any(axis=2) | (error > MUCH * most) & (error > WELL * np.sum(size, axis=1))
     odd &= ~(zero | constant)
     remarks += _other_heads(observed, ideal, error, odd)

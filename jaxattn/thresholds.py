@@ -5,7 +5,7 @@ pass and not the other.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -71,7 +71,12 @@ class Tried(NamedTuple):
     @property
     def useful(self) -> int | None:
         """The least context at which every seed fails the kernel and none the corrected one."""
-        return _first(self.contexts, self._all_seen & ~self._any_alarm)
+        return _first(self.contexts, self.tells)
+
+    @property
+    def tells(self) -> Array:
+        """Contexts at which every seed fails the kernel and none the corrected one: bool [C]."""
+        return self._all_seen & ~self._any_alarm
 
     @property
     def unseen_again(self) -> bool:
@@ -216,7 +221,8 @@ class Thresholds(NamedTuple):
     practice: matrix -> its own test, at its own contexts
     search:   (matrix or "" for the rule asked about, regime) -> the same at octaves of contexts
     levels:   regime -> limits of the rule asked about, by context
-    shapes:   matrix -> the shape to add to it, tried, where the search found one
+    shapes:   matrix -> the shape to add to it, that failed the kernel in most draws and the
+        corrected one in none, where there is one
     """
 
     kernel: Recipe
@@ -237,6 +243,11 @@ class Shape(NamedTuple):
     seen: int
     alarms: int
     draws: int
+
+    @property
+    def tells(self) -> bool:
+        """Whether most draws fail the kernel, and none the corrected one."""
+        return not self.alarms and 2 * self.seen > self.draws
 
 
 def thresholds(
@@ -289,22 +300,23 @@ def thresholds(
         limits[regime] = levels(sample)
     shapes: dict[str, Shape] = {}
     for matrix in matrices:
-        found_at = _place(search, matrix, regimes)
-        if found_at is not None:
-            progress(f"{matrix.name}: {found_at[1]:,} keys of {found_at[0]}, at its own size")
-            shapes[matrix.name] = _tried(kernel, matrix, *found_at)
+        for place in _places(search, matrix, regimes):
+            progress(f"{matrix.name}: {place[1]:,} keys of {place[0]}, at its own size")
+            shape = _tried(kernel, matrix, *place)
+            if shape.tells:
+                shapes[matrix.name] = shape
+                break
     return Thresholds(kernel, rule, tuple(matrices), practice, search, limits, shapes)
 
 
-def _place(
+def _places(
     search: Mapping[tuple[str, str], Tried], matrix: Matrix, regimes: Sequence[str]
-) -> tuple[str, int] | None:
-    """Inputs and the fewest keys at which the matrix's rule is of use: its own inputs first."""
+) -> Iterator[tuple[str, int]]:
+    """Inputs and numbers of keys at which the search found the matrix's rule of use: its own inputs
+    first, and few keys."""
     for regime in sorted(regimes, key=lambda regime: regime != matrix.inputs):
-        keys = search[matrix.name, regime].useful
-        if keys is not None:
-            return regime, keys
-    return None
+        tried = search[matrix.name, regime]
+        yield from ((regime, int(n)) for n in tried.contexts[tried.tells])
 
 
 def _tried(kernel: Recipe, matrix: Matrix, regime: str, context: int) -> Shape:

@@ -113,10 +113,9 @@ def advice(found: Thresholds, matrix: Matrix) -> list[str]:
     shape = found.shapes.get(matrix.name)
     if shape is not None:
         inputs = "its own inputs" if shape.regime == matrix.inputs else f"inputs {shape.regime}"
-        alarms = f", and fails a correct one in {shape.alarms}" if shape.alarms else ""
         return [
             matrix.shape.format(keys=shape.context),
-            f"sees it in {shape.seen} of {shape.draws} draws of this shape, with {inputs}{alarms}",
+            f"sees it in {shape.seen} of {shape.draws} draws of this shape, with {inputs}",
         ]
     regime = matrix.inputs if matrix.inputs in found.levels else next(iter(found.levels))
     told = [x for x in found.levels[regime] if max(x.false_alarm[0], x.miss[0]) == 0]

@@ -1,12 +1,13 @@
 """`python -m plots DIR|FILE`: figures of the rows in DIR, as DIR/_figures/*.png and *.svg.
 
 Or of FILE, what `jaxattn advise|compare|thresholds --json` printed, as .png and .svg beside it; or
-of what a line of standard input names, for `-`.
+of what standard input names, for `-`.
 
 Exit codes: 0 when the figures are drawn, 2 for bad input (one line), 1 if they cannot be written.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -35,10 +36,11 @@ def main() -> None:
 
 
 def told() -> Path | None:
-    """What a line of standard input names, if there is one; meanwhile, what takes a second to
-    import is imported."""
+    """What standard input names, if anything; meanwhile, what takes a second to import is
+    imported."""
     _studies()
-    return Path(line) if (line := sys.stdin.readline().rstrip("\n")) else None
+    told = os.fsdecode(sys.stdin.buffer.read()).removesuffix("\n")
+    return Path(told) if told else None
 
 
 def draw(root: Path) -> None:

@@ -275,10 +275,13 @@ def read_and_draw(root: Path) -> Iterator[tuple[str, Figure]]:
 
 
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """PNG and SVG, the same bytes for the same rows."""
+    """PNG and SVG, whole or not at all; the same bytes for the same rows."""
     folder.mkdir(exist_ok=True)
     paths = [folder / f"{name}.png", folder / f"{name}.svg"]
-    figure.savefig(paths[0], metadata={"Software": None})
-    figure.savefig(paths[1], metadata={"Date": None, "Creator": None})
+    for path in paths:
+        metadata = {"Software": None} if path.suffix == ".png" else {"Date": None, "Creator": None}
+        unfinished = path.with_name(f"_tmp-{path.name}")
+        figure.savefig(unfinished, metadata=metadata)
+        unfinished.replace(path)
     plt.close(figure)
     return paths

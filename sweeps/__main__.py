@@ -8,6 +8,7 @@ parts are kept.
 import importlib
 import shlex
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -143,15 +144,27 @@ def run(
     place = many.place_of(processes, process, coordinator, devices, _note)
     drawn = place.index == 0 and figures and chosen.has_figures
     with drawing() if drawn else nullcontext() as draw:
-        _carry_out(work, root, place)
-        if place.index == 0 and predict:
-            _predict(work, root)
-        if draw is None:
-            return
-        remove_figures(root)  # what an older version left as well
-        if not draw(root):
-            _note(f"the rows are in {root}, but no figure was drawn: python -m plots {root}")
-            raise typer.Exit(1)
+
+        def finish() -> None:
+            if predict or draw is not None:
+                remove_figures(root)  # what an older version left as well
+            if predict:
+                _predict(work, root)
+            if draw is not None and not _drawn(draw, root):
+                _note(f"the rows are in {root}, but no figure was drawn: python -m plots {root}")
+                raise typer.Exit(1)
+
+        _carry_out(work, root, place, finish)
+
+
+def _drawn(draw: Callable[[Path], bool], root: Path) -> bool:
+    from sweeps.store import remove_figures
+
+    try:
+        return draw(root)
+    except BaseException:  # such as Ctrl-C: all figures or none
+        remove_figures(root)
+        raise
 
 
 def _refuse(study: str, options: dict[str, Any], instead: str) -> None:
@@ -160,8 +173,9 @@ def _refuse(study: str, options: dict[str, Any], instead: str) -> None:
             raise ValueError(f"{name} has no meaning with the study {study!r}; {instead}")
 
 
-def _carry_out(work: Any, root: Path, place: Any) -> None:
-    """Compute and store what is missing of the work in `root`; process 0 prints its table."""
+def _carry_out(work: Any, root: Path, place: Any, finish: Callable[[], None]) -> None:
+    """Compute and store what is missing of the work in `root`; process 0 prints its table, and
+    finishes while no other run may change the rows."""
     from sweeps import run as running
     from sweeps.store import Store, writing
 
@@ -192,7 +206,7 @@ def _carry_out(work: Any, root: Path, place: Any) -> None:
             place.wait()
         except KeyboardInterrupt:
             _note(f"interrupted: {_kept(work, root)}")
-            raise typer.Exit(130) from None
+            raise SystemExit(130) from None
         except FAILURES as error:
             if (why := reason(error)) is None:
                 raise
@@ -200,6 +214,7 @@ def _carry_out(work: Any, root: Path, place: Any) -> None:
             raise typer.Exit(1) from None
         if first:
             _print_tables(root)
+            finish()
         place.leave()
 
 
@@ -291,7 +306,10 @@ def _note(line: str) -> None:
 
 def main() -> None:
     try:
-        sys.exit(app(prog_name="python -m sweeps", standalone_mode=False))
+        code = app(prog_name="python -m sweeps", standalone_mode=False)
+        if code == 130:  # typer's own of Ctrl-C
+            raise KeyboardInterrupt
+        sys.exit(code)
     except CLI_ERROR as error:
         fail("sweeps", cast(Any, error).format_message(), 2)
     except (ValueError, TypeError) as error:

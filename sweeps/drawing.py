@@ -3,6 +3,7 @@
 It is started before there are rows, so that it has imported what it needs once they are there.
 """
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -21,12 +22,11 @@ def drawing() -> Iterator[Callable[[Path], bool]]:
         command,
         cwd=ROOT,
         stdin=subprocess.PIPE,
-        text=True,
         start_new_session=True,  # Ctrl-C ends the run, and the run ends this
     ) as process:
 
         def draw(root: Path) -> bool:
-            process.communicate(f"{root.resolve()}\n")
+            process.communicate(os.fsencode(root.resolve()))
             return process.returncode == 0
 
         try:

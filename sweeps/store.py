@@ -43,8 +43,8 @@ MANIFEST, ASIDE, FIGURES, TEMPORARY = "_manifest.json", "_aside", "_figures", "_
 REPORT, PREDICTED = "_report.html", "_predicted.parquet"
 PART_NAME = re.compile(r"[0-9a-f]{64}\.parquet")
 FIGURE_NAME = re.compile(  # of `python -m plots`: whatever else lies in _figures is the user's
-    r"(error_by_block|error_by_recipe_\w+|passing|owed_\w+|together_\w+|atlas|fidelity|speed|theory)"
-    r"\.(png|svg)"
+    r"(error_by_block|error_by_recipe_(\d+|rule)|passing|(owed|together)_(\d+|rule)(_\d+)?|atlas"
+    r"|fidelity|speed|theory)\.(png|svg)"
 )
 METADATA = b"jaxattn"
 
@@ -246,16 +246,17 @@ class Store:
 
 
 def figures_in(root: Path) -> list[Path]:
-    """What `python -m plots` drew of the rows in `root`; links are not its own."""
+    """What `python -m plots` drew of the rows in `root`; links there are not its own."""
     folder = root / FIGURES
-    if folder.is_symlink() or not folder.is_dir():
+    if not folder.is_dir():
         return []
     ours = (path for path in folder.iterdir() if FIGURE_NAME.fullmatch(path.name))
     return sorted(path for path in ours if path.is_file() and not path.is_symlink())
 
 
 def remove_figures(root: Path) -> None:
-    for path in figures_in(root):
+    """Where `_figures` is a link, what it links to is left alone."""
+    for path in () if (root / FIGURES).is_symlink() else figures_in(root):
         path.unlink(missing_ok=True)
 
 

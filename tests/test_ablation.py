@@ -129,6 +129,8 @@ def test_equal_rows_are_one_draw():
     nmse = np.arange(24.0).reshape(2, 1, 2, 6)  # [subset, panel, context, rows]
     nmse[:, :, 1, 3:] = nmse[:, :, 1, :3]
     assert study._distinct(nmse).tolist() == [[6, 3]]
+    nmse[1, :, 1] = np.nan
+    assert study._distinct(nmse).tolist() == [[6, 3]]
     sure = made_panel([1e-5, 1e-5], [1e-6, 1e-6], rows=400, better=1.0)
     assert table.matters(sure, 1) == "1,024+"
     assert table.matters(sure._replace(distinct=np.array([5, 5])), 1) == "-"

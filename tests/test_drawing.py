@@ -4,6 +4,7 @@ import subprocess
 
 import pytest
 
+import sweeps.__main__ as cli
 from sweeps.drawing import drawing
 
 
@@ -30,6 +31,18 @@ def test_an_interrupted_run_ends_it_too(started):
     with pytest.raises(KeyboardInterrupt), drawing():
         raise KeyboardInterrupt
     assert started[0].returncode is not None
+
+
+def test_a_run_that_is_interrupted_while_it_draws_leaves_no_figure(tmp_path):
+    def interrupted(root):
+        raise KeyboardInterrupt
+
+    (tmp_path / "_figures").mkdir()
+    (tmp_path / "_figures" / "passing.svg").write_text("half")
+    (tmp_path / "_figures" / "mine.svg").write_text("mine")
+    with pytest.raises(KeyboardInterrupt):
+        cli._drawn(interrupted, tmp_path)
+    assert [path.name for path in (tmp_path / "_figures").iterdir()] == ["mine.svg"]
 
 
 def test_what_cannot_be_drawn_is_said(tmp_path, capfd):

@@ -73,6 +73,8 @@ def test_heads_in_another_order_are_named_though_v_has_a_mean():
         "output of head 0, 1: over 30 times the squared error of every recipe"
     )
     assert remarks_on(recipe[0], ideal, recipe, None) == []
+    overflown = np.stack([recipe[0], np.full(ideal.shape, np.inf)])
+    assert remarks_on(observed, ideal, overflown, None) == told
     scaled = np.where(np.arange(4)[:, None] == 2, 1.2, 1) * ideal
     assert remarks_on(scaled, ideal, recipe, None)[0].startswith("output of head 2: over 30 times")
 

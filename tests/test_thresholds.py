@@ -166,6 +166,12 @@ def test_answers_in_words_and_numbers(found):
 def test_a_shape_is_proposed_once_it_was_tried_at_its_own_size(found):
     assert found.shapes == {LLAMA.name: thresholds.Shape("gaussian", 256, 8, 0, 8)}
     assert "    sees it in 8 of 8 draws of this shape, with inputs gaussian" in verdicts.text(found)
+    judged = [thresholds.Shape("gaussian", 256, *x) for x in ((4, 0, 8), (8, 1, 8), (5, 0, 8))]
+    assert [shape.tells for shape in judged] == [False, False, True]
+    places = thresholds._places(found.search, LLAMA, ["gaussian"])
+    assert list(places) == [("gaussian", 256), ("gaussian", 512)]
+    withheld = "\n".join(verdicts.advice(found._replace(shapes={}), LLAMA))
+    assert "by its own limit does not see it" in withheld
     matrix = LLAMA._replace(sizes=SMALL, rule=Rule("nmse_llama", 5e-4))
     tried = thresholds._tried(METAL, matrix, "gaussian", 64)
     assert (tried.seen, tried.alarms, tried.draws) == (0, 0, 8)

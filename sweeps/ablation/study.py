@@ -298,6 +298,7 @@ def _distinct(nmse: np.ndarray) -> np.ndarray:
     Where all queries are one, so are their rows: no more draws than there are values.
     """
     _, panels, contexts, _ = nmse.shape
+    nmse = np.nan_to_num(nmse, nan=np.inf)  # nan equals nothing
     counts = [
         [np.unique(nmse[:, i, j], axis=1).shape[1] for j in range(contexts)] for i in range(panels)
     ]
