@@ -8,7 +8,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from jaxattn import __version__, atlas, kernels
-from jaxattn.command import CLI_ERROR, fail
+from jaxattn.command import CLI_ERROR, call, fail
 from jaxattn.recipe import with_changed
 
 REGIMES = (
@@ -214,11 +214,7 @@ def _to_stderr(line: str) -> None:
 def main() -> None:
     """Exit 0 when the question was answered, 2 for bad input, with one line that says why."""
     try:
-        arguments = sys.argv[1:] or ["--help"]
-        code = app(arguments, prog_name="jaxattn", standalone_mode=False)
-        if code == 130:  # typer's own of Ctrl-C
-            raise KeyboardInterrupt
-        sys.exit(code or 0)
+        sys.exit(call(app, "jaxattn", sys.argv[1:] or ["--help"]))
     except CLI_ERROR as error:
         fail("jaxattn", cast(Any, error).format_message(), 2)
     except (ValueError, TypeError, OSError) as error:

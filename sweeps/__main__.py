@@ -15,7 +15,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from jaxattn.command import CLI_ERROR, fail
+from jaxattn.command import CLI_ERROR, call, fail
 from sweeps.faults import FAILURES, reason
 
 STUDIES = {  # modules that hold FULL and QUICK
@@ -306,10 +306,7 @@ def _note(line: str) -> None:
 
 def main() -> None:
     try:
-        code = app(prog_name="python -m sweeps", standalone_mode=False)
-        if code == 130:  # typer's own of Ctrl-C
-            raise KeyboardInterrupt
-        sys.exit(code)
+        sys.exit(call(app, "python -m sweeps"))
     except CLI_ERROR as error:
         fail("sweeps", cast(Any, error).format_message(), 2)
     except (ValueError, TypeError) as error:
