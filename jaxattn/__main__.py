@@ -1,4 +1,5 @@
-"""Console script `jaxattn`: questions about kernels. Prints, writes nothing."""
+"""Console script `jaxattn`: questions about kernels. Prints; writes nothing but compiled programs,
+into the user's cache."""
 
 import json
 import sys
@@ -8,7 +9,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from jaxattn import __version__, atlas, kernels
-from jaxattn.command import CLI_ERROR, call, fail
+from jaxattn.command import CLI_ERROR, call, fail, use_compilation_cache
 from jaxattn.recipe import with_changed
 
 REGIMES = (
@@ -85,8 +86,8 @@ def compare_capture(
     """How far a kernel's own output is from float64, and which recipes err like it.
 
     Tries 16 recipes by itself, and the nearest with other KV blocks where none is close: one to two
-    minutes, most of which the compiler takes (JAX_COMPILATION_CACHE_DIR=FOLDER keeps what it
-    makes for the next time). Axes are [head, token, dim] or [batch, token, head, dim].
+    minutes the first time, most of which the compiler takes. Axes are [head, token, dim] or
+    [batch, token, head, dim].
     """
     from jaxattn import captures, compare, compare_text
 
@@ -95,6 +96,7 @@ def compare_capture(
         raise ValueError(f"{file}: lacks the array 'output', the kernel's own, to compare")
     some = compare.CANDIDATES if recipes is None else tuple(recipes.split(","))
     some = tuple(kernels.names()) if some == ("all",) else some
+    use_compilation_cache()
     found = compare.compare(
         capture.query,
         capture.key,
@@ -139,6 +141,7 @@ def show_thresholds(
     from jaxattn import practice, thresholds, verdicts
     from jaxattn.compare_text import plain
 
+    use_compilation_cache()
     found = thresholds.thresholds(
         with_changed([kernels.get(kernel)], changes or [])[-1],
         practice.rule_of(metric),
@@ -146,7 +149,7 @@ def show_thresholds(
         seeds=thresholds.SEEDS if seeds is None else seeds,
         samples=thresholds.SAMPLES if samples is None else samples,
         regimes=thresholds.REGIMES if inputs is None else tuple(inputs.split(",")),
-        progress=lambda line: print(line, file=sys.stderr),
+        progress=_to_stderr,
     )
     if as_json:
         print(json.dumps(plain(verdicts.to_dict(found)), indent=2))
@@ -180,8 +183,8 @@ def show_advice(
 ) -> None:
     """What a kernel has to change, at least, to hold a tolerance up to a context.
 
-    Weighs over a thousand recipes: minutes, of which the compiler takes more than half
-    (JAX_COMPILATION_CACHE_DIR=FOLDER keeps what it makes for the next time).
+    Weighs over a thousand recipes: minutes, of which the compiler takes more than half the first
+    time.
     """
     from jaxattn import advice_text
     from jaxattn.advise import SEEDS, advise
@@ -189,6 +192,7 @@ def show_advice(
 
     if seeds is not None and inputs is not None:
         raise ValueError("--seeds has no meaning with a capture: its values are given")
+    use_compilation_cache()
     advice = advise(
         with_changed([kernels.get(kernel)], settings or [])[-1],
         context,

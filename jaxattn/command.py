@@ -1,5 +1,9 @@
-"""What the project's command lines share: one line for what was typed wrong, and an exit code."""
+"""What the project's command lines share: exit codes, a line for what was typed wrong, and where
+compiled programs are kept."""
 
+import hashlib
+import os
+import platform
 import sys
 from typing import NoReturn, cast
 
@@ -21,3 +25,34 @@ def call(app: typer.Typer, program: str, arguments: list[str] | None = None) -> 
 def fail(program: str, message: object, code: int) -> NoReturn:
     print(f"{program}: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
     sys.exit(code)
+
+
+def use_compilation_cache() -> None:
+    """Keep compiled programs under the user's cache directory, one folder per kind of CPU.
+
+    Changes jax's configuration for the whole process: for a command line only. Does nothing where
+    the user has set a cache already, or where the folder cannot be made.
+    """
+    import jax
+
+    if jax.config.jax_compilation_cache_dir is not None:  # type: ignore[attr-defined]
+        return
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    path = os.path.join(base, "jaxattn", f"xla-{_cpu()}")
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError:
+        return
+    if os.access(path, os.W_OK):
+        jax.config.update("jax_compilation_cache_dir", path)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def _cpu() -> str:
+    """A short hash of the CPU's features: programs compiled for one may not run on another."""
+    try:
+        with open("/proc/cpuinfo") as lines:
+            flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    except OSError:
+        flags = platform.processor()
+    return hashlib.sha256(f"{platform.machine()} {flags}".encode()).hexdigest()[:12]

@@ -125,7 +125,8 @@ def advice(found: Thresholds, matrix: Matrix) -> list[str]:
     return [
         matrix.shape.format(keys=level.context),
         f"by its own limit does not see it; {WORDS[found.rule.statistic]} <= {level.limit:g}, of"
-        f" {queries} queries of each head against float64, would with inputs {regime}",
+        f" {queries} queries of each head against float64, does in {level.miss[1]} of"
+        f" {level.miss[1]} samples of inputs {regime}",
     ]
 
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from jaxattn.command import CLI_ERROR, call, fail
+from jaxattn.command import CLI_ERROR, call, fail, use_compilation_cache
 from sweeps.faults import FAILURES, reason
 
 STUDIES = {  # modules that hold FULL and QUICK
@@ -180,7 +180,7 @@ def _carry_out(work: Any, root: Path, place: Any, finish: Callable[[], None]) ->
     from sweeps.store import Store, writing
 
     work.refuse({path.stem for path in root.glob("*.parquet")})
-    running.use_compilation_cache()
+    use_compilation_cache()
     environment = running.environment()
     manifest = {
         "study": work.study,

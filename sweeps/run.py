@@ -1,7 +1,6 @@
 """Running jobs: one call of `jaxattn.error_curves` each, its rows stored before the next starts."""
 
 import dataclasses
-import hashlib
 import importlib.metadata
 import os
 import platform
@@ -66,37 +65,6 @@ def differences(finished: Iterable[Mapping[str, Any]], now: Mapping[str, Any]) -
         if changes:
             others[", ".join(changes)] = others.get(", ".join(changes), 0) + 1
     return [f"{count} finished parts were computed with {what}" for what, count in others.items()]
-
-
-def use_compilation_cache() -> None:
-    """Keep compiled programs under the user's cache directory, one folder per kind of CPU.
-
-    Changes jax's configuration for the whole process: for a command line only. Does nothing where
-    the user has set a cache already, or where the folder cannot be made.
-    """
-    import jax
-
-    if jax.config.jax_compilation_cache_dir is not None:  # type: ignore[attr-defined]
-        return
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    path = os.path.join(base, "jaxattn", f"xla-{_cpu()}")
-    try:
-        os.makedirs(path, exist_ok=True)
-    except OSError:
-        return
-    if os.access(path, os.W_OK):
-        jax.config.update("jax_compilation_cache_dir", path)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-
-
-def _cpu() -> str:
-    """A short hash of the CPU's features: programs compiled for one may not run on another."""
-    try:
-        with open("/proc/cpuinfo") as lines:
-            flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    except OSError:
-        flags = platform.processor()
-    return hashlib.sha256(f"{platform.machine()} {flags}".encode()).hexdigest()[:12]
 
 
 def rows_of(part: Part, curves: Any, index: int) -> pa.Table:

@@ -18,7 +18,6 @@ from jaxattn.formats import FLOAT16, FLOAT32
 from jaxattn.inputs import regime
 from plots import ablation as drawn
 from plots.figures import STYLE, save
-from sweeps import run as running
 from sweeps.ablation import study, table
 from sweeps.report import picture
 
@@ -27,7 +26,6 @@ CONTEXTS = [256, 304, 368, 432, 512]
 
 
 def call(monkeypatch, *arguments):
-    monkeypatch.setattr(running, "use_compilation_cache", lambda: None)
     monkeypatch.setattr(sys, "argv", ["sweeps", *map(str, arguments)])
     with pytest.raises(SystemExit) as stop:
         cli.main()

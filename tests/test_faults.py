@@ -16,7 +16,6 @@ import pytest
 import jaxattn
 import sweeps.__main__ as cli
 from sweeps import estimate, faults, store
-from sweeps import run as running
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ["run", "hexagon", "--recipes", "metal,float32", "--seeds", "1", "--max-context", "300"]
@@ -25,7 +24,6 @@ SMALL = ["run", "hexagon", "--recipes", "metal,float32", "--seeds", "1", "--max-
 @pytest.fixture
 def sweep(monkeypatch, tmp_path, capsys):
     """Runs a small study into tmp_path/out, and gives exit code, output and errors."""
-    monkeypatch.setattr(running, "use_compilation_cache", lambda: None)
 
     def sweep(*arguments):
         more = ["--inputs", "gaussian,flat", "--out", str(tmp_path / "out"), "--no-figures"]

@@ -8,7 +8,6 @@ import pytest
 
 import sweeps.__main__ as cli
 from sweeps import items
-from sweeps import run as running
 from sweeps.items import NOT_RUN, Item, ListStudy
 
 SCHEMA = {"name": pa.string(), "status": pa.string(), "number": pa.float64()}
@@ -52,7 +51,6 @@ def bench(monkeypatch):
     module.FULL = module.QUICK = study
     monkeypatch.setitem(sys.modules, "bench", module)
     monkeypatch.setitem(cli.STUDIES, "bench", "bench")
-    monkeypatch.setattr(running, "use_compilation_cache", lambda: None)
     return bench
 
 

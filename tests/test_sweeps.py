@@ -91,7 +91,6 @@ def core(monkeypatch: pytest.MonkeyPatch) -> FakeCore:
         setattr(package, name, module)
         monkeypatch.setitem(sys.modules, f"jaxattn.{name}", module)
     monkeypatch.setitem(sys.modules, "jaxattn", package)
-    monkeypatch.setattr(running, "use_compilation_cache", lambda: None)
     return fake
 
 
@@ -552,7 +551,7 @@ def test_foreign_directories_are_exit_2_before_any_work(core, sweep, tmp_path, c
 
 def test_compilation_cache_is_under_the_users_cache_directory(tmp_path):
     code = (
-        "import jax; from sweeps.run import use_compilation_cache as use; use();"
+        "import jax; from jaxattn.command import use_compilation_cache as use; use();"
         "print(jax.config.jax_compilation_cache_dir)"
     )
     environment = {"PATH": "", "XDG_CACHE_HOME": str(tmp_path), "JAX_PLATFORMS": "cpu"}

@@ -42,7 +42,7 @@ CALL = (
     COUNTING
     + """
 import jaxattn
-from sweeps.run import use_compilation_cache
+from jaxattn.command import use_compilation_cache
 use_compilation_cache()
 for seed in (0, 1):
     asked = dict.fromkeys(asked, 0)
