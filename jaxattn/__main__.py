@@ -171,7 +171,7 @@ def show_advice(
     regime: Annotated[str | None, typer.Option(help=REGIMES)] = None,
     seeds: Annotated[int | None, typer.Option(help="Draws of each regime: 2.")] = None,
     allow: Annotated[
-        str, typer.Option(help="Formats of the accumulators.")
+        str, typer.Option(help="Formats of the accumulators; fp22 rounds toward zero.")
     ] = "float16,bfloat16,fp22,float32",
     rows: Annotated[
         str, typer.Option(help="Error over rows: median, p99 or max (of 16 rows the same).")

@@ -1,12 +1,17 @@
 """What `jaxattn advise` prints: an Advice as text, or as values that JSON knows."""
 
 import math
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
 from jaxattn.advise import SHORTEST, Advice
 from jaxattn.candidates import MATTERS, WORSE, Candidate, staircase
 from jaxattn.cost import TERMS, in_matrix_unit
+from jaxattn.fields import FOLLOWS, SITES
+from jaxattn.formats import FLOAT32, holds, name_of
+from jaxattn.lattice import ACCUMULATORS
+from jaxattn.recipe import Recipe
 
 MOST_LINES = 24  # of the front
 
@@ -65,11 +70,12 @@ def _recommended(advice: Advice) -> list[str]:
             f"{best.input} at {best.context:,} keys, with {_change(best)}",
             f"  what stops it: {', '.join(_stopped(advice))}",
             *_worse(best, advice),
+            *_not_weighed(advice.kernel),
         ]
     lines, stands = [], advice.stands
     if stands.worst <= advice.tolerance:
         lines = [
-            f"it holds as it stands, {advice.tolerance / stands.worst:.3g} times below the "
+            f"it holds as it stands, {_below(stands, advice)} the "
             "tolerance at worst: what follows costs less, or is what one would change",
         ]
     for i, (title, candidate) in enumerate(advice.recommended, 1):
@@ -77,13 +83,29 @@ def _recommended(advice: Advice) -> list[str]:
             f"({i}) {title}:",
             f"  {_change(candidate)}",
             f"  {candidate.worst:.2e} at worst ({candidate.input} at {candidate.context:,} keys), "
-            f"{advice.tolerance / candidate.worst:.3g} times below the tolerance; "
+            f"{_below(candidate, advice)} the tolerance; "
             f"price {candidate.price:.3f}",
             f"  as it stands {stands.worst:.2e} ({stands.input} at {stands.context:,} keys); "
             f"price {stands.price:.3f}",
             *_worse(candidate, advice),
         ]
     return lines
+
+
+def _below(candidate: Candidate, advice: Advice) -> str:
+    if candidate.worst == 0:
+        return "without any error, below"
+    return f"{advice.tolerance / candidate.worst:.3g} times below"
+
+
+def _not_weighed(kernel: Recipe) -> list[str]:
+    """What rounds besides the accumulators, where no choice of theirs holds."""
+    sites = [site for site in SITES if site not in ACCUMULATORS and site not in FOLLOWS]
+    found = [f"{x}={name_of(f)}" for x in sites if not holds((f := getattr(kernel, x)), FLOAT32)]
+    if kernel.exp not in ("exp", "exp2"):
+        found.insert(0, f"exp={kernel.exp}")
+    said = f"not weighed, and tried by --set (such as --set exp=exp2): {', '.join(found)}"
+    return textwrap.wrap(said, 100, initial_indent="  ", subsequent_indent="    ") if found else []
 
 
 def _stopped(advice: Advice) -> list[str]:
@@ -135,7 +157,12 @@ def _cost(advice: Advice) -> list[str]:
         terms = [f"{getattr(c.cost, name):.6g}" for _, c in some]
         rows.append([name, f"{advice.weights[name]:.3g}", *terms, meaning])
     rows.append(["price", "", *(f"{c.price:.4g}" for _, c in some), "terms times weights, to sort"])
-    lines = ["cost of a row", *_table(rows)]
+    lines = [
+        "cost of a row; weights: vector operations of one lane for each key. A bit kept costs its "
+        "row's",
+        "share of reading K and V once for all rows that fit into 512 KiB (--weights changes them)",
+        *_table(rows),
+    ]
     if in_matrix_unit(advice.kernel):
         lines.append(
             "  o as it stands is the matrix unit's own; elsewhere vectors work on it, and p·v is "

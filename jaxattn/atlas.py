@@ -55,10 +55,14 @@ _SHAPE = ("kv_block", "o_every", "exp")
 
 
 def text(families: Mapping[str, Sequence[Recipe]]) -> list[str]:
-    """A table for each family, of the sites that it rounds; float32 is a dot."""
+    """A table for each family, of the sites at which its kernels differ; float32 is a dot. What all
+    of them round alike is said above it."""
     lines = []
     for title, recipes in families.items():
-        sites = sites_of(recipes)
+        sites, alike = [], []
+        for site in sites_of(recipes):
+            codes = {code(recipe, site) for recipe in recipes}
+            sites.append(site) if len(codes) > 1 else alike.append(f"{site} {codes.pop()}")
         heads = [["kernel"], *(name.split("_") for name in (*_SHAPE, *sites)), ["evidence"]]
         deep = max(map(len, heads))
         rows = [list(row) for row in zip(*([""] * (deep - len(h)) + h for h in heads), strict=True)]
@@ -69,6 +73,8 @@ def text(families: Mapping[str, Sequence[Recipe]]) -> list[str]:
             )
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines += [title, ""]
+        if alike:
+            lines += [*textwrap.wrap(f"all: {', '.join(alike)}", 100, subsequent_indent="  "), ""]
         lines += ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
         lines.append("")
     return [*lines, "Sites that are not listed, and dots, hold float32."]

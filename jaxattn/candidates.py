@@ -133,10 +133,13 @@ def staircase(
 
 
 def recommend(candidates: Sequence[Candidate], limit: float) -> list[tuple[str, Candidate]]:
-    """The cheapest that hold: of all, and of those that leave alone what may not be changed."""
+    """The cheapest that hold: of all, and of those that leave alone what may not be changed.
+
+    Of prices that print alike, the one with the fewest changes.
+    """
     classes: dict[str, Callable[[Candidate], bool]] = {
         "cheapest that holds": lambda c: True,
-        "at the kernel's own KV block": lambda c: "kv_block" not in c.change,
+        "at the same KV block": lambda c: "kv_block" not in c.change,
         "worse on no input": lambda c: not c.worse,
         "by one change": lambda c: len(c.change) == 1,
         "by formats alone": lambda c: set(c.change) <= set(lattice.ACCUMULATORS),
@@ -145,7 +148,7 @@ def recommend(candidates: Sequence[Candidate], limit: float) -> list[tuple[str, 
     for title, belongs in classes.items():
         some = [c for c in candidates if c.worst <= limit and belongs(c)]
         if some:
-            one = min(some, key=lambda c: (c.price, c.worst, len(c.change)))
+            one = min(some, key=lambda c: (round(c.price, 3), len(c.change), c.worst))
             before = found.get(id(one))
             found[id(one)] = (f"{before[0]}; {title}" if before else title, one)
     return list(found.values())

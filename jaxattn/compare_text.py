@@ -10,16 +10,27 @@ from jaxattn import kernels
 from jaxattn.compare import ALIKE, CLOSE, CONTROL, SAME, WORST, Comparison, Region
 
 WIDTH = 100
+MEANINGS = {
+    "nmse_llama": "squared error over the output's own square",
+    "ulps": "largest error in steps of the output's dtype",
+    "bias_o": "error along the exact output, signed",
+    "unexplained": "what the recipe's errors leave of the observed ones, in RMS",
+    "RMS ratio": "observed errors over the recipe's",
+    "equal": "share of results that are the same",
+}
 NO_BETTER = 1.1  # unexplained error of CONTROL to that of the best, which then says nothing
 
 
 def verdict(comparison: Comparison) -> str:
     """One sentence on the nearest recipe."""
     name, best = comparison.recipes[0], comparison.agreement[0]
+    if best.nmse_real == 0:
+        return "no error against float64: there is nothing to tell recipes by"
     as_good = ""
     if CONTROL in comparison.recipes[1:]:
         control = comparison.agreement[comparison.recipes.index(CONTROL)]
-        if control.unexplained < NO_BETTER * best.unexplained:
+        alike = control.correlation >= ALIKE
+        if alike and control.unexplained < NO_BETTER * best.unexplained:
             as_good = f"; {CONTROL} as well: it is the rounding of the stored result"
     if not best.correlation >= ALIKE:
         near = "none is defined" if np.isnan(best.correlation) else f"{name} {best.correlation:.3f}"
@@ -32,7 +43,7 @@ def verdict(comparison: Comparison) -> str:
 def advice(comparison: Comparison) -> list[str]:
     """What was tried, what the agreement means and what to try next; nothing where that is said."""
     best, (name, *changes) = comparison.agreement[0], comparison.recipes[0].split("+")
-    if comparison.remarks or best.correlation >= SAME:
+    if comparison.remarks or best.correlation >= SAME or best.nmse_real == 0:
         return []
     tried: dict[str, list[str]] = {}
     for recipe in comparison.recipes:
@@ -127,7 +138,10 @@ def text(comparison: Comparison, shown: int | None = None) -> list[str]:
             f"  {c.recipes[i]:<{wide - 2}}{a.correlation:>13.6f}{least:>13.6f}"
             f"{a.unexplained:>13.2%}{a.rms_ratio:>13.3f}{a.equal:>13.1%}"
         )
-    return [*lines, "", *c.remarks, verdict(c), *advice(c)]
+    lines.append("")
+    known = [f"{x}: {MEANINGS[x]}" for x in (*c.observed, *columns) if x in MEANINGS]
+    lines += [*textwrap.wrap("; ".join(known), WIDTH, break_on_hyphens=False), ""]
+    return [*lines, *c.remarks, verdict(c), *advice(c)]
 
 
 def number(name: str, x: float) -> str:

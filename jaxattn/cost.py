@@ -85,8 +85,8 @@ def cost(
     unit: the format in which the matrix unit takes o itself in, and rescales, adds and rounds it;
         None where it hands over p·v in its accumulator's format, and vectors do the rest
     """
-    w = block_rules.block_size(recipe.kv_block, context, head_dim, value_dim)
-    steps = w // (recipe.output_every or w)
+    w = min(block_rules.block_size(recipe.kv_block, context, head_dim, value_dim), context)
+    steps = max(1, w // (recipe.output_every or w))
     flushes = 1 / recipe.flush_every if recipe.flush_every else 0.0
     l, o = recipe.running_sum, recipe.output
     kahan = recipe.summation == "kahan"
@@ -94,7 +94,8 @@ def cost(
     narrow = 0 if inside or _same(o, recipe.pv_accum) else steps
     apart = 0 if inside else steps if unit is not None else narrow  # steps that vectors add
 
-    sum_bits = sum(bits(f) for f in (recipe.running_max, l, recipe.inverse))
+    sum_bits = bits(recipe.running_max) + bits(l)
+    sum_bits += bits(recipe.inverse) if recipe.normalise in ("multiply", "blocks") else 0
     sum_bits += bits(recipe.rescale) + bits(recipe.row_sum) + kahan * bits(l)
     sum_bits += 2 * bits(FLOAT32) * (recipe.flush_every is not None)
     output_bits = value_dim * bits(o)
@@ -104,7 +105,8 @@ def cost(
     sum_ops = 3 + KAHAN * kahan + 2 * flushes  # the maximum, a·l and its sum
     sum_ops += (recipe.max_offset != 0) + (recipe.lazy_threshold != 0)
     sum_ops += {0.0: 0, 1.0: 1}.get(recipe.max_step, 3)  # upward to an integer, in units of a step
-    rescaled = not inside and recipe.lazy_threshold == 0
+    lazy = recipe.lazy_threshold != 0 and recipe.normalise != "blocks"  # which moves o anyway
+    rescaled = not inside and not lazy
     output_ops = value_dim * (rescaled + apart + 2 * flushes)
     made = ((FLOAT32, recipe.row_sum), (FLOAT32, recipe.rescale))
     used = ((recipe.row_sum, l), (recipe.rescale, l))

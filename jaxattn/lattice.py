@@ -28,7 +28,8 @@ LARGER = 3  # how many of BLOCKS above a kernel's own are tried
 def accumulators(
     kernel: Recipe, formats: Sequence[str] = FORMATS, sites: Sequence[str] = ACCUMULATORS
 ) -> list[Recipe]:
-    """The kernel as it stands, then it with every one of `formats` at every one of `sites`.
+    """The kernel as it stands, then it with every one of `formats` at every one of `sites`, of
+    those that it has (`idle`).
 
     Raises ValueError for an unknown format, and for more than MOST_FORMATS of them.
     """
@@ -37,9 +38,22 @@ def accumulators(
         raise ValueError(
             f"formats must be 1 to {MOST_FORMATS} different ones, got {', '.join(formats) or None}"
         )
+    sites = [site for site in sites if site not in idle(kernel)]
     grid = itertools.product(known, repeat=len(sites))
     changed = _changed(kernel, [dict(zip(sites, row, strict=True)) for row in grid])
     return list(dict.fromkeys([kernel, *changed]))
+
+
+def idle(kernel: Recipe) -> set[str]:
+    """Those of ACCUMULATORS that none of the kernel's results passes through."""
+    found = set()
+    if kernel.normalise in ("divide", "before"):
+        found.add("inverse")
+    if kernel.kv_block == "whole":  # one block: nothing is rescaled
+        found.add("rescale")
+    if kernel.normalise == "before":  # p is divided by the row sum itself
+        found.add("running_sum")
+    return found
 
 
 def mitigations(recipe: Recipe) -> list[Recipe]:
@@ -51,13 +65,12 @@ def mitigations(recipe: Recipe) -> list[Recipe]:
         if (format := getattr(recipe, site)).precision <= 11 and format.rounding == NEAREST_EVEN
     ]
     narrow = recipe.running_sum != FLOAT32 or recipe.output != FLOAT32
-    means: list[dict[str, Any]] = [{}, {"lazy_threshold": _units(recipe, LAZY)}]
-    if recipe.max_step == 0:
-        means.append(_powers_of_two(recipe))
-    if recipe.running_sum != FLOAT32:
-        means.append({"summation": "kahan"})
-    if narrow:
-        means += [{"flush_every": blocks} for blocks in FLUSHES]
+    means: list[dict[str, Any]] = [{}]
+    if recipe.kv_block != "whole":
+        means.append({"lazy_threshold": _units(recipe, LAZY)})
+        means += [_powers_of_two(recipe)] * (recipe.max_step == 0)
+        means += [{"summation": "kahan"}] * (recipe.running_sum != FLOAT32)
+        means += [{"flush_every": blocks} for blocks in FLUSHES if narrow]
     for count in range(1, len(halves) + 1):
         for some in itertools.combinations(halves, count):
             means.append(

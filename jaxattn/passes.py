@@ -174,8 +174,8 @@ def run(
     structure = job.recipes[0]
     lanes, f = _woven(tuple(job.recipes), tuple(formats))
     with storage(structure.storage):
-        query = over_heads(jnp.asarray(rows, structure.storage), job.devices)
-        factor = jnp.asarray(scale, structure.storage)
+        query = over_heads(np.asarray(rows, structure.storage), job.devices)
+        factor = np.asarray(scale, structure.storage)
         queries, fresh = _begin(lanes, f, query, factor, group, value_dim)
         queries, fresh = over_heads((queries, fresh), job.devices)
     segment = functools.partial(_segment, lanes, f, queries, job, reader, fresh)
@@ -261,16 +261,20 @@ def _lay(
 ) -> Iterator[np.ndarray]:
     """Keys [S, K, .] from key `low` on, as blocks [tiles, n, w, K, .]; empty slots hold zeros."""
     first = (starts - low).ravel()
+    first = first[first < len(piece[0])]
     straight = tile.width == tile.kv_block and bool((np.diff(first) == tile.width).all())
     for x in piece:
-        if straight and len(x) == first.size * tile.width:
+        if straight and len(x) == starts.size * tile.width:
             yield x.reshape(*starts.shape, tile.width, *x.shape[1:])
             continue
         laid = np.zeros((*starts.shape, tile.width, *x.shape[1:]), x.dtype)
-        blocks = laid.reshape(-1, *laid.shape[2:])
-        for block, start in zip(blocks, first, strict=True):
-            some = x[start : start + tile.kv_block]
-            block[: len(some)] = some
+        slots = laid.reshape(-1, *x.shape[1:])
+        if straight:
+            slots[: len(x)] = x
+        else:
+            for i, start in enumerate(first):
+                some = x[start : start + tile.kv_block]
+                slots[i * tile.width :][: len(some)] = some
         yield laid
 
 

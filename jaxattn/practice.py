@@ -11,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxattn import metrics
-from jaxattn.formats import FLOAT16, FLOAT32, Format, unknown
+from jaxattn.fields import SITES
+from jaxattn.formats import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, Format, unknown
 from jaxattn.recipe import Recipe
 
 UNFUSED = Recipe(
@@ -30,7 +31,10 @@ UNFUSED = Recipe(
     kv_block="whole",
     result=FLOAT16,
 )
-
+UNFUSED_BF16 = UNFUSED.replace(
+    name="pytorch-bf16-unfused",
+    **{site: BFLOAT16 for site in SITES if getattr(UNFUSED, site) == FLOAT16},
+)
 
 Array = np.ndarray
 Statistic = Callable[[Array, Array, Array, float], float]  # output, oracle, baseline, atol
@@ -97,6 +101,7 @@ class Matrix(NamedTuple):
     sizes:    queries, heads (of keys), group and head_dim of what is tried here
     partial:  what the source tests besides, or in larger tensors
     shape:    a line that adds a context to it, with {keys} in its place
+    dtypes:   of the tensors that it is run on, of those that are tried here
     """
 
     name: str
@@ -107,6 +112,7 @@ class Matrix(NamedTuple):
     rule: Rule
     partial: str
     shape: str
+    dtypes: tuple[str, ...] = ("float16",)
 
 
 LLAMA = Matrix(
@@ -117,7 +123,8 @@ LLAMA = Matrix(
     contexts=(113, 512, 1024),
     sizes={"queries": 32, "heads": 4, "group": 1, "head_dim": 128},
     rule=Rule("nmse_llama", 5e-4, oracle="ggml-cpu-decode"),
-    partial="nb 1, 3, 75 and other head sizes; with masks U(-1, 1), sinks, ALiBi, softcap",
+    partial="nb 1, 3, 75 and other head sizes; bfloat16 and quantised K and V; masks U(-1, 1),"
+    " sinks, ALiBi, softcap",
     shape="test_cases.emplace_back(new test_flash_attn_ext(128, 128, 4, {{1, 1}}, {keys}, 32,"
     " false, false, 0, 0, GGML_PREC_F32, GGML_TYPE_F16, GGML_TYPE_F16));",
 )
@@ -130,8 +137,9 @@ FLASH_ATTENTION = Matrix(
     contexts=(203, 512, 1024, 2048),
     sizes={"queries": 128, "heads": 6, "group": 1, "head_dim": 128},
     rule=Rule("times_baseline", 2.0, baseline=UNFUSED, stored=FLOAT16),
-    partial="up to 2,048 queries, batches of 4, head dims 32 to 256, bfloat16; causal, windows",
+    partial="up to 2,048 queries, batches of 4, head dims 32 to 256; causal, windows",
     shape='@pytest.mark.parametrize("seqlen_q,seqlen_k", [(128, {keys})])',
+    dtypes=("float16", "bfloat16"),
 )
 
 FLASH_ATTENTION_CACHE = Matrix(
@@ -180,6 +188,24 @@ RULES = {
     "fa2x": Rule("times_baseline", 2.0, baseline=UNFUSED, stored=FLOAT16),
     "flashinfer": FLASHINFER.rule._replace(oracle=None),
 }
+
+
+def dtype_of(kernel: Recipe) -> str | None:
+    """The dtype of the tensors that a test would give the kernel; None if of neither half."""
+    if kernel.query == BFLOAT16:
+        return "bfloat16"
+    return "float16" if kernel.query in (FLOAT16, FLOAT32, FLOAT64) else None
+
+
+def in_dtype(rule: Rule, dtype: str | None) -> Rule:
+    """The rule as it is for tensors of this dtype."""
+    if dtype != "bfloat16":
+        return rule
+    return rule._replace(
+        oracle=UNFUSED_BF16 if rule.oracle == UNFUSED else rule.oracle,
+        baseline=UNFUSED_BF16 if rule.baseline == UNFUSED else rule.baseline,
+        stored=BFLOAT16 if rule.stored == FLOAT16 else rule.stored,
+    )
 
 
 def rule_of(text: str) -> Rule:

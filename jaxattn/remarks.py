@@ -106,6 +106,8 @@ def remarks_on(
     far = np.moveaxis(least > FAR * size, 1, 2)  # [B, N, T]
     zero = ~observed.any(axis=(1, 3)) & ideal.any(axis=(1, 3))
     constant = (np.ptp(observed, axis=(1, 3)) == 0) & (np.ptp(ideal, axis=(1, 3)) > 0) & ~zero
+    error = np.sum((observed - ideal) ** 2, axis=(1, 3))  # [B, N]
+    constant &= error > WELL * np.sum(size, axis=1)  # where V is constant, so is the output
     far[zero | constant] = False
     whole = far.all(axis=2)
     part = far.any(axis=2) & ~whole
@@ -118,7 +120,6 @@ def remarks_on(
         share = f"{rows.sum():,} of {rows.size:,} rows, queries {at[0]:,} to {at[-1]:,}"
         found[f"{beyond} in {share}"] = part
     remarks = [f"output of {_heads(some)}: {what}" for what, some in found.items() if some.any()]
-    error = np.sum((observed - ideal) ** 2, axis=(1, 3))  # [B, N]
     errors = np.array([np.sum((one - ideal) ** 2, axis=(1, 3)) for one in emulated])
     most = np.max(np.where(np.isfinite(errors), errors, 0), axis=0)  # of those that do not overflow
     odd = far.any(axis=2) | (error > MUCH * most) & (error > WELL * np.sum(size, axis=1))

@@ -8,13 +8,14 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+import ml_dtypes
 import numpy as np
 from scipy.stats import binomtest
 
 from jaxattn import inputs, kernels
-from jaxattn.formats import FLOAT16, FLOAT32, holds, unknown
+from jaxattn.formats import BFLOAT16, FLOAT16, FLOAT32, holds, unknown
 from jaxattn.outputs import outputs
-from jaxattn.practice import MATRICES, RULES, STATISTICS, Matrix, Rule
+from jaxattn.practice import MATRICES, RULES, STATISTICS, Matrix, Rule, dtype_of, in_dtype
 from jaxattn.recipe import Recipe
 
 ACCUMULATORS = (
@@ -38,6 +39,7 @@ SAMPLE_HEADS = 8  # samples that are drawn at once: one head's queries are one
 SAMPLE_SIZES = SIZES | {"heads": SAMPLE_HEADS}
 CONFIDENCE = 0.95
 SHAPE_DRAWS = 8  # of each shape that is proposed
+STORED = {FLOAT16: np.float16, BFLOAT16: ml_dtypes.bfloat16}
 FIRST_SAMPLE = 1000  # the seed of the first: searches have those from 0
 
 Array = np.ndarray
@@ -126,7 +128,9 @@ def attempt(
                 recipes.append(_recipe(one))
     found = []
     for seed in seeds:
-        query, stream = inputs.regime(regime, length=max(contexts), seed=seed, **sizes)
+        query, stream = inputs.regime(
+            regime, length=max(contexts), seed=seed, dtype=dtype_of(kernel) or "float16", **sizes
+        )
         drawn = outputs(query, stream, None, recipes, contexts=contexts)
         heads = range(query.shape[2])
         for tensor in [slice(n, n + 1) for n in heads] if by_head else [slice(None)]:
@@ -145,9 +149,9 @@ def _judge(rule: Rule, recipes: list[Recipe], outs: Array, exact: Array) -> list
 
     outs: [recipe, C, T, N, D]; exact: [C, T, N, D]
     """
-    if rule.stored == FLOAT16:
+    if rule.stored in STORED:
         with np.errstate(over="ignore"):
-            outs, exact = (x.astype(np.float16).astype(np.float64) for x in (outs, exact))
+            outs, exact = (x.astype(STORED[rule.stored]).astype(np.float64) for x in (outs, exact))
     oracle = exact if rule.oracle is None else outs[recipes.index(_recipe(rule.oracle))]
     units = exact if rule.baseline is None else outs[recipes.index(_recipe(rule.baseline))]
 
@@ -217,7 +221,7 @@ def rate(events: Array) -> tuple[int, int, float, float]:
 class Thresholds(NamedTuple):
     """Answers about one kernel.
 
-    matrices: the tests that were tried
+    matrices: the tests that were tried: those of tensors that the kernel takes
     practice: matrix -> its own test, at its own contexts
     search:   (matrix or "" for the rule asked about, regime) -> the same at octaves of contexts
     levels:   regime -> limits of the rule asked about, by context
@@ -280,6 +284,9 @@ def thresholds(
         raise ValueError(
             f"samples must be a multiple of {SAMPLE_HEADS}, two at least, got {samples}"
         )
+    dtype = dtype_of(kernel)
+    rule = in_dtype(rule, dtype)
+    matrices = [m._replace(rule=in_dtype(m.rule, dtype)) for m in matrices if dtype in m.dtypes]
     octaves = [SHORTEST << i for i in range(21) if SHORTEST << i <= max_context]
     practice: dict[str, Tried] = {}
     search: dict[tuple[str, str], Tried] = {}

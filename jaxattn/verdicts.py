@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxattn.formats import name_of
 from jaxattn.practice import Matrix, Rule
 from jaxattn.thresholds import CONFIDENCE, SAMPLE_SIZES, SIZES, Thresholds, Tried, corrected
 
@@ -29,24 +30,29 @@ def noticed(tried: Tried) -> str:
     sometimes = bool((tried.kernel > tried.limit).any())
     words = "seen in some draws only" if sometimes else "not seen"
     words = words if seen is None else f"seen from {seen:,}" + "~" * tried.unseen_again
-    return words if alarm is None else f"{words}; fails a correct one from {alarm:,}"
+    return words if alarm is None else f"{words}; fails the lifted one too, from {alarm:,}"
 
 
 def text(found: Thresholds) -> list[str]:
     """Lines for people."""
     regimes = list(found.levels)
     lines = [
-        f"{found.kernel.name}, beside the same kernel with its max, sums, o and 1/l in float32",
+        f"{found.kernel.name}, beside the same kernel with its max, sums, o and 1/l in float32"
+        " (`lifted`)",
         "",
-        "The tests as they are (statistic at their longest context, median of seeds)",
+        "The tests as they are, at their own contexts (statistic at the longest, median of seeds)",
     ]
+    if not found.matrices:
+        lines.append(
+            f"  none of them takes tensors as this kernel's: {name_of(found.kernel.query)}"
+        )
     for matrix in found.matrices:
         own = found.practice[matrix.name]
         kernel, correct = np.median(own.kernel[-1]), np.median(own.correct[-1])
         lines += [
             f"  {matrix.name}: {rule_text(matrix.rule)}",
-            f"    {matrix.inputs}, {own.contexts[0]:,} to {own.contexts[-1]:,} keys: {noticed(own)}"
-            f" ({kernel:.2g}; a correct kernel {correct:.2g})",
+            f"    {matrix.inputs}, {_numbers(own.contexts)} keys: {noticed(own)}"
+            f" ({kernel:.2g}; lifted {correct:.2g})",
             f"    not tried: {matrix.partial}",
         ]
     longest = found.search["", regimes[0]].contexts[-1]
@@ -63,7 +69,7 @@ def text(found: Thresholds) -> list[str]:
     ]
     for regime in regimes:
         lines.append(
-            f"  {regime:<12}{'keys':>9}{'correct':>10}{'kernel':>10}{'limit':>10}"
+            f"  {regime:<12}{'keys':>9}{'lifted':>10}{'kernel':>10}{'limit':>10}"
             f"{'false alarms':>24}{'misses':>24}"
         )
         for level in found.levels[regime]:
@@ -76,8 +82,10 @@ def text(found: Thresholds) -> list[str]:
         " ~: some draw lets it pass again at a longer context)",
         "",
         *least(found),
+        *_beyond(found),
         "",
-        "What to add",
+        "What to add: the fewest keys, of the test's own inputs if these show it, in fresh draws"
+        " at its own size",
     ]
     for matrix in found.matrices:
         lines += [f"  {matrix.name}", *(f"    {line}" for line in advice(found, matrix))]
@@ -94,13 +102,29 @@ def least(found: Thresholds) -> list[str]:
     places = [(tried.useful, *place) for place, tried in found.search.items()]
     seen = [(keys, name, regime) for keys, name, regime in places if keys is not None]
     if not seen:
-        return ["None of these rules sees it and lets a correct kernel pass."]
+        return ["None of these rules sees it and lets the lifted one pass."]
     keys, name, regime = min(seen, key=lambda place: place[0])
     rule = name or rule_text(found.rule)
     return [
-        f"The fewest keys at which one sees it and lets a correct kernel pass: {keys:,},"
+        f"The fewest keys at which one sees it and lets the lifted one pass: {keys:,},"
         f" with inputs {regime} ({rule})"
     ]
+
+
+def _beyond(found: Thresholds) -> list[str]:
+    """Where float32 accumulators do not help."""
+    places = [(regime, found.search["", regime].false_alarm) for regime in found.levels]
+    some = [f"{regime} from {keys:,} keys" for regime, keys in places if keys is not None]
+    if not some:
+        return []
+    return [
+        f"Lifted, it fails the rule asked about on {', '.join(some)}: what is wrong there is in no"
+        f" accumulator (exp={found.kernel.exp}, scores, probs; `jaxattn kernels NAME` lists them)"
+    ]
+
+
+def _numbers(contexts: np.ndarray) -> str:
+    return " / ".join(f"{n:,}" for n in contexts)
 
 
 def _rate(rate: tuple[int, int, float, float]) -> str:
@@ -120,7 +144,7 @@ def advice(found: Thresholds, matrix: Matrix) -> list[str]:
     regime = matrix.inputs if matrix.inputs in found.levels else next(iter(found.levels))
     told = [x for x in found.levels[regime] if max(x.false_alarm[0], x.miss[0]) == 0]
     if not told:
-        return ["no context of these tells the kernel from a correct one by a limit"]
+        return ["no context of these tells the kernel from the lifted one by a limit"]
     level, queries = told[0], SAMPLE_SIZES["queries"]
     return [
         matrix.shape.format(keys=level.context),

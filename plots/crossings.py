@@ -24,7 +24,8 @@ def passing_contexts(
     colours: Mapping[str, str],
     never: float,
 ) -> Axes:
-    """A row for each recipe, a filled mark where it passes, a hollow one at `never` if it does not.
+    """A row for each recipe: a filled mark where it passes, and a line as long as it is above; a
+    hollow one at `never` if it does not pass; a cross where some row overflows.
 
     found: what rows.crossings returns. colours: by block setting, in the order drawn.
     """
@@ -34,17 +35,20 @@ def passing_contexts(
     for row, recipe in enumerate(recipes):
         if row % 2 == 0:
             ax.axhspan(row - 0.5, row + 0.5, color="#F4F4F4", linewidth=0, zorder=0)
-        mine = here[here["recipe"] == recipe].set_index("block")["context"]
+        mine = here[here["recipe"] == recipe].set_index("block")
         single = len(mine) == 1
         for place, block in enumerate(blocks):
             if block not in mine.index:
                 continue
-            n = mine[block]
+            n, until, overflow = mine.loc[block, ["context", "until", "overflow"]]
             level = row if single else row - 0.36 + place * step
             colour = "#000000" if single else colours[block]
             passed = bool(np.isfinite(n))
             if passed:
-                ax.plot([n, never], [level, level], color=colour, linewidth=1.4, alpha=0.35)
+                end = until if np.isfinite(until) else never
+                ax.plot([n, end], [level, level], color=colour, linewidth=1.4, alpha=0.35)
+            if np.isfinite(overflow):
+                ax.plot(overflow, level, "x", color=colour, markersize=3.2, markeredgewidth=0.8)
             ax.plot(
                 n if passed else never,
                 level,

@@ -214,6 +214,8 @@ def passing(lines: pd.DataFrame, panels: Sequence[str], recipes: Sequence[str]) 
     ]
     if any(len(blocks_of(lines, recipe)) == 1 for recipe in recipes):
         key.append(mark("d", "#000000", "kernels of one block size"))
+    if lines["overflow"].any():
+        key.append(mark("x", "#333333", "some row overflows"))
     longest = max(len(short_name(recipe)) for recipe in recipes)
     left, tall = 0.2 + 0.054 * longest, 0.25 + 0.105 * len(recipes)
     figure, axes = grid(len(panels), label=0.04, key_rows=key_rows(key), left=left, tall=tall)
@@ -228,7 +230,7 @@ def passing(lines: pd.DataFrame, panels: Sequence[str], recipes: Sequence[str]) 
     return finish(
         figure,
         "Context length from which the median NMSE exceeds 5e-4, llama.cpp's test tolerance",
-        f"hollow, at the right: not up to {max(contexts):,} keys",
+        f"line: where it does; hollow, at the right: not up to {max(contexts):,} keys",
         key,
     )
 

@@ -134,10 +134,17 @@ def select(lines: pd.DataFrame, panel: str, recipe: str, block: str) -> pd.DataF
 
 
 def crossings(lines: pd.DataFrame) -> pd.DataFrame:
-    """For each panel, recipe and block the first context above TOLERANCE; NaN if there is none."""
-    above = lines["context"].where(lines["nmse"] > TOLERANCE)
-    keyed = lines.assign(context=above)
-    return keyed.groupby(CURVE, observed=True, as_index=False)["context"].min()
+    """Contexts of each panel, recipe and block: the first above TOLERANCE, `until`: the first that
+    is within it again, `overflow`: the first at which any row overflows; NaN if there is none."""
+    above = lines["nmse"] > TOLERANCE
+    first = lines["context"].where(above).groupby([lines[name] for name in CURVE]).transform("min")
+    found = lines.assign(
+        context=first,
+        until=lines["context"].where(~above & (lines["context"] > first)),
+        overflow=lines["context"].where(lines["overflow"]),
+    )
+    names = ["context", "until", "overflow"]
+    return found.groupby(CURVE, observed=True, as_index=False)[names].min()
 
 
 def blocks_of(lines: pd.DataFrame, recipe: str | None = None) -> list[str]:

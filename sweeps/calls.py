@@ -54,6 +54,17 @@ def _only(job: Job, group: dict[Any, int], number: int) -> Job:
     return dataclasses.replace(job, parts=tuple(parts))
 
 
+def compiling(jobs: Sequence[Job]) -> list[bool]:
+    """Whether each job has structures that none before it has."""
+    known: set[Any] = set()
+    found = []
+    for job in jobs:
+        structures = by_structure(job.recipes).keys()
+        found.append(not structures <= known)
+        known |= structures
+    return found
+
+
 def share_of(jobs: Sequence[Job], index: int, count: int) -> list[Job]:
     """The jobs of process `index` of `count`: the costliest first, each to the one that has least.
 

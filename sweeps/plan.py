@@ -38,11 +38,14 @@ class Study:
 
     def text(self, rows: Any, manifest: Mapping[str, Any]) -> str:
         """The study's tables, of its rows as a data frame."""
-        from sweeps.table import crossings, table
+        from sweeps.table import by_head, crossings, table
 
         present = set(rows["inputs"])
         names, labels = list(manifest["recipes"]), [x for x in manifest["inputs"] if x in present]
-        return table(rows, names, labels) + "\n\n" + crossings(rows, names, labels)
+        captures = [x for x in labels if manifest["inputs"][x]["kind"] == "capture"]
+        heads = by_head(rows, captures)
+        apart = labels if heads is rows else list(heads["inputs"].unique())
+        return f"{table(rows, names, labels)}\n\n{crossings(heads, names, apart)}"
 
     def describe(self, quick: "Study") -> list[str]:
         """Lines for `list`."""

@@ -144,7 +144,7 @@ def run_jobs(
     if (expected := estimate(todo, before)).seconds >= LONG:
         what = "what is left takes" if done else "this takes"
         progress.say(f"{what} {expected}, to the order of magnitude")
-    progress.plan([job.cost for job in todo])
+    progress.plan([job.cost for job in todo], calls.compiling(todo))
     compiled: set[Any] = set()
     with Interrupts() as interrupts:
 
@@ -155,7 +155,7 @@ def run_jobs(
         for job in todo:
             interrupts.check()
             progress.start(title(job))
-            structures = set(calls.by_structure(job.recipes))
+            structures = calls.by_structure(job.recipes).keys()
             if len(compiled | structures) > calls.MOST_STRUCTURES:
                 jax.clear_caches()  # their programs take memory, and serve no call to come
                 compiled = set()
@@ -214,7 +214,9 @@ class Progress:
     ) -> None:
         self.stream, self.clock, self.name = stream or sys.stderr, clock, name
         self.weights: list[int] = []
-        self.job, self.label, self.started, self.begun = 0, "", 0.0, 0.0
+        self.compiles: list[bool] = []
+        self.took: list[float] = []
+        self.job, self.label, self.started = 0, "", 0.0
         self.bar: Any = None
 
     def __enter__(self) -> "Progress":
@@ -248,8 +250,10 @@ class Progress:
     def say(self, line: str) -> None:
         print(f"{self.name}{line}", file=self.stream, flush=True)
 
-    def plan(self, weights: Sequence[int]) -> None:
-        self.weights, self.begun = list(weights), self.clock()
+    def plan(self, weights: Sequence[int], compiles: Sequence[bool] = ()) -> None:
+        """weights of the jobs; compiles: which of them compile what later ones use."""
+        self.weights = list(weights)
+        self.compiles = list(compiles) or [False] * len(self.weights)
         if self.bar is not None:
             self.bar.add_task("starting", total=max(1, sum(weights)))
 
@@ -271,12 +275,23 @@ class Progress:
     def finish(self) -> None:
         self.keys(1, 1)
         self.job += 1
+        self.took.append(self.clock() - self.started)
         if self.bar is None:
-            now, done = self.clock(), sum(self.weights[: self.job])
-            left = (now - self.begun) * (sum(self.weights) - done) / max(1, done)
+            left = self._left()
             more = f", about {duration(left)} left" if left >= LONG else ""
-            took = f"in {now - self.started:.1f} s"
-            self.say(f"{self._count(self.job)} {self.label} {took}{more}")
+            self.say(f"{self._count(self.job)} {self.label} in {self.took[-1]:.1f} s{more}")
+
+    def _left(self) -> float:
+        """Seconds, by the jobs that compiled nothing, and what the others took beside; 0 where
+        none tells yet."""
+        done = list(zip(self.took, self.weights, self.compiles, strict=False))
+        plain = [(took, weight) for took, weight, compiles in done if not compiles]
+        if not plain:
+            return 0.0
+        rate = sum(took for took, _ in plain) / max(1, sum(weight for _, weight in plain))
+        beside = [took - rate * weight for took, weight, compiles in done if compiles]
+        coming = sum(self.compiles[self.job :]) * sum(beside) / max(1, len(beside))
+        return rate * sum(self.weights[self.job :]) + max(0.0, coming)
 
     def _count(self, job: int) -> str:
         return f"[{job}/{len(self.weights)}]"

@@ -7,6 +7,7 @@ import pandas as pd
 
 TOLERANCE = 5e-4  # NMSE that llama.cpp's test-backend-ops allows FLASH_ATTN_EXT
 CONTEXTS = (4096, 32768, 131072)
+MOST_HEADS = 8  # of a capture that are told apart
 
 
 def medians(rows: pd.DataFrame, group: Sequence[str]) -> pd.DataFrame:
@@ -59,12 +60,12 @@ def table(rows: pd.DataFrame, recipes: Sequence[str], inputs: Sequence[str]) -> 
         for recipe, block in _curves(rows, recipes, source):
             key = (source, recipe, block)
             curve = curves.loc[key]
-            size = int(sizes.loc[(*key, curve.index[-1])])
+            own = sizes.loc[key]
             cells = [_nmse(curve["nmse"].get(n)) for n in at]
             cells += [_signed(curve[bias].get(n)) for bias in ("bias_l", "bias_o") for n in at]
             first = crossing(curve.index.to_numpy(), curve["nmse"].to_numpy(), overflows[key])
             cells.append(first)
-            line = f"{recipe:<{width}}{_block(block, size):<10}"
+            line = f"{recipe:<{width}}{_block(block, own):<10}"
             lines.append(
                 line + "".join(f"{cell:>{wide}}" for cell in cells[:-1]) + f"{cells[-1]:>10}"
             )
@@ -72,22 +73,31 @@ def table(rows: pd.DataFrame, recipes: Sequence[str], inputs: Sequence[str]) -> 
         "",
         "Medians over seeds, heads and queries. Errors of the running sum l and the output o are",
         "relative and signed; that of l is of exp(log-sum-exp): errors of scores are part of it.",
-        "exceeds: first context with NMSE above 5e-4; ~: within it",
-        "again at a longer one; !: some row overflows at some context; -: none.",
+        "KV block: own where the kernel has one size; rule where it chooses by context: the size",
+        "at the longest. exceeds: first context with NMSE above 5e-4; ~: within it again at a",
+        "longer one; !: some row overflows at some context; -: none.",
     ]
     return "\n".join(lines[1:])
+
+
+def by_head(rows: pd.DataFrame, captures: Sequence[str]) -> pd.DataFrame:
+    """The rows of a capture, each of its heads an input of its own."""
+    if not captures or not 1 < rows["head"].nunique() <= MOST_HEADS:
+        return rows
+    return rows.assign(inputs="head " + rows["head"].astype(str))
 
 
 def crossings(rows: pd.DataFrame, recipes: Sequence[str], inputs: Sequence[str]) -> str:
     """The context at which each curve exceeds the tolerance: recipe and block x input."""
     group = ["inputs", "recipe", "block"]
     curves, overflows = medians(rows, group), rows.groupby(group, observed=True)["overflow"].any()
+    sizes = rows.groupby(["recipe", "block"], observed=True)["kv_block"].nunique()
     width = max(8, *(len(name) + 2 for name in recipes))
     wide = max(len(name) for name in inputs) + 2
     longest = f"{int(rows['context'].max()):,}"
     lines = [
-        f"First context at which the median NMSE exceeds 5e-4 (-: not up to {longest};"
-        " !: some row overflows)",
+        f"First context at which the median NMSE exceeds 5e-4 (-: not up to {longest};",
+        "~: within it again later; !: some row overflows)",
         f"{'recipe':<{width}}{'KV block':<9}" + "".join(f"{name:>{wide}}" for name in inputs),
     ]
     for recipe, block in _curves(rows, recipes):
@@ -99,7 +109,11 @@ def crossings(rows: pd.DataFrame, recipes: Sequence[str], inputs: Sequence[str])
                 cells.append(crossing(curve.index.to_numpy(), curve.to_numpy(), overflowed))
             except KeyError:
                 cells.append("")
-        lines.append(f"{recipe:<{width}}{block:<9}" + "".join(f"{cell:>{wide}}" for cell in cells))
+        own = not block.isdigit() and sizes[recipe, block] == 1
+        lines.append(
+            f"{recipe:<{width}}{'own' if own else block:<9}"
+            + "".join(f"{cell:>{wide}}" for cell in cells)
+        )
     return "\n".join(lines)
 
 
@@ -116,8 +130,12 @@ def _size(block: str) -> float:
     return float(block) if block.isdigit() else float("inf")
 
 
-def _block(block: str, size: int) -> str:
-    return block if block.isdigit() else f"{block} {size}"
+def _block(block: str, sizes: pd.Series) -> str:
+    """sizes: of the block, by context."""
+    if block.isdigit():
+        return block
+    word = "own" if sizes.nunique() == 1 else block
+    return f"{word} {int(sizes.iloc[-1])}"
 
 
 def _nmse(value: float | None) -> str:

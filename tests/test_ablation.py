@@ -131,7 +131,9 @@ def test_equal_rows_are_one_draw():
     assert study._distinct(nmse).tolist() == [[6, 3]]
     sure = made_panel([1e-5, 1e-5], [1e-6, 1e-6], rows=400, better=1.0)
     assert table.matters(sure, 1) == "1,024+"
-    assert table.matters(sure._replace(distinct=np.array([5, 5])), 1) == "-"
+    assert table.matters(sure._replace(distinct=np.array([5, 5])), 1) == "?"
+    same = made_panel([1e-5, 1e-5], [1e-5, 1e-5], rows=4, better=0.5)
+    assert table.matters(same, 1) == "-"
 
 
 @pytest.mark.parametrize(

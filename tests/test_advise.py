@@ -78,14 +78,14 @@ class TestCandidates:
         titles = {title: candidate.price for title, candidate in recommend(some, 1.0)}
         assert titles == {
             "cheapest that holds": 1.0,
-            "at the kernel's own KV block": 2.0,
+            "at the same KV block": 2.0,
             "worse on no input": 3.0,
             "by one change": 4.0,
             "by formats alone": 5.0,
         }
         assert recommend(some[:1], 1.0) == []
         assert [title for title, _ in recommend(some[5:], 1.0)] == [
-            "cheapest that holds; at the kernel's own KV block; worse on no input; by formats alone"
+            "cheapest that holds; at the same KV block; worse on no input; by formats alone"
         ]
 
 

@@ -76,6 +76,12 @@ def test_a_rule_costs_as_the_block_that_it_chooses():
     assert cost(ruled, 131_072, 128, 128).output_conversions < 0.5
 
 
+def test_a_block_ends_where_the_context_does():
+    assert cost(HEXAGON.replace(kv_block=512), 256, 128, 128) == cost(
+        HEXAGON.replace(kv_block=256), 256, 128, 128
+    )
+
+
 def test_float32_accumulators_of_a_tensor_core_cost_no_conversion():
     """o in another format than the product's is fetched, widened, added to and narrowed."""
     wide, narrow = cost(Recipe(), 1024, 128, 128), cost(Recipe(output="float16"), 1024, 128, 128)

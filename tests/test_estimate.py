@@ -151,18 +151,22 @@ def test_a_run_says_what_it_does_before_and_how_long_after_each_job():
 
         def flush(self): ...
 
-    times = iter([0.0, 0.0, 90.0, 90.0, 180.0])
+    times = iter([0.0, 500.0, 500.0, 590.0, 590.0, 780.0, 780.0, 800.0])
     with running.Progress(Stream(), lambda: next(times), "process 1: ") as progress:
-        progress.plan([10, 30])
-        for label in ("one", "two"):
+        progress.plan([10, 10, 20, 5], [True, False, True, False])
+        for label in ("one", "two", "three", "four"):
             progress.start(label)
             assert "".join(lines).endswith(f"{label} ...\n")
             progress.finish()
-    assert "".join(lines).splitlines() == [
-        "process 1: [1/2] one ...",
-        "process 1: [1/2] one in 90.0 s, about 4 minutes left",
-        "process 1: [2/2] two ...",
-        "process 1: [2/2] two in 90.0 s",
+    left = (
+        9 * 25 + 410
+    )  # seconds: at the pace of the second, and a third that compiles as the first
+    assert f"about {left // 60 + 1} minutes" == "about 11 minutes"
+    assert "".join(lines).splitlines()[1::2] == [
+        "process 1: [1/4] one in 500.0 s",
+        "process 1: [2/4] two in 90.0 s, about 11 minutes left",
+        "process 1: [3/4] three in 190.0 s",
+        "process 1: [4/4] four in 20.0 s",
     ]
 
 

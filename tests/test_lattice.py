@@ -2,10 +2,12 @@
 
 import math
 
+import numpy as np
 import pytest
 
 from jaxattn import kernels, lattice
 from jaxattn.formats import STOCHASTIC
+from jaxattn.outputs import outputs
 from jaxattn.recipe import Recipe, parse_settings
 
 HEXAGON = kernels.get("hexagon-hmx-fp16")
@@ -23,6 +25,33 @@ def test_every_format_at_every_accumulator_and_the_kernel_first(name):
 def test_a_kernel_outside_the_lattice_stands_before_it():
     outside = lattice.accumulators(HEXAGON.replace(running_sum="e5m9"), ("float16", "float32"))
     assert len(outside) == 2**5 + 1
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"normalise": "divide", "kv_block": 64},
+        {"normalise": "multiply", "kv_block": "whole"},
+        {"normalise": "before", "kv_block": "whole"},
+        {"normalise": "blocks", "kv_block": 64},
+    ],
+)
+def test_what_is_idle_changes_nothing_and_what_is_not_does(fields):
+    kernel = Recipe(name="kernel", **fields)
+    narrow = [kernel.replace(name=s, **{s: "e8m4"}) for s in lattice.ACCUMULATORS]
+    rng = np.random.default_rng(0)
+    query, key, value = (rng.standard_normal((1, n, 1, 16)) for n in (3, 200, 200))
+    plain, *others = outputs(query, key, value, [kernel, *narrow], contexts=[200]).output
+    same = {s for s, x in zip(lattice.ACCUMULATORS, others, strict=True) if (x == plain).all()}
+    assert same == lattice.idle(kernel)
+    tried = {name for r in lattice.accumulators(kernel) for name in lattice.change(kernel, r)}
+    assert not tried & same
+
+
+def test_one_block_has_nothing_to_rescale_or_to_flush():
+    whole = Recipe(kv_block="whole", running_sum="float16", output="float16")
+    tried = {name for r in lattice.mitigations(whole) for name in lattice.change(whole, r)}
+    assert tried == {"running_sum", "output", "max_offset"}
 
 
 def test_formats_are_few():

@@ -95,6 +95,14 @@ def test_rows_that_are_not_finite_count_as_infinitely_wrong():
     assert crossings(lines)["context"].tolist() == [CONTEXTS[1]]
 
 
+def test_crossings_end_where_a_curve_is_within_the_tolerance_again():
+    overflow = [False, True, True]
+    found = crossings(one_curve([1e-3, 1e-6, 1e-3], overflow=overflow)).iloc[0]
+    assert found[["context", "until", "overflow"]].tolist() == [CONTEXTS[0], *CONTEXTS[1:2] * 2]
+    found = crossings(one_curve([1e-6, 1e-3, 1e-3])).iloc[0]
+    assert found["context"] == CONTEXTS[1] and found[["until", "overflow"]].isna().all()
+
+
 @pytest.mark.parametrize(
     "nmse, first", [([1e-6, 1e-3, 1e-6], CONTEXTS[1]), ([1e-6, TOLERANCE, 1e-6], np.nan)]
 )

@@ -104,3 +104,11 @@ def test_queries_that_no_rounding_explains_are_counted_by_head():
     assert remarks_on(observed, ideal, ideal[None], None)[0].startswith(
         "output of head 2: all zero"
     )
+
+
+def test_one_number_throughout_is_right_where_v_is_constant():
+    query, key, value = draw(5, 40)
+    exact = attend(query, key, np.ones_like(value), False).astype(float)
+    ideal = exact + 1e-16 * RNG.standard_normal(exact.shape)
+    assert not remarks_on(exact, ideal, exact[None], None)
+    assert "one number throughout" in remarks_on(exact, ideal + value.mean(), exact[None], None)[0]

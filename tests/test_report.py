@@ -124,6 +124,7 @@ def test_pictures_share_a_page(tmp_path):
         SVG.replace('"#glyph"', "'javascript:alert(1)'"),
         SVG.replace("url(#p1)", "url(https://example.org)"),
         SVG.replace("<g ", "<style>@import 'https://example.org'</style><g "),
+        SVG.replace("<g ", "<style>section{display:none}</style><g "),
     ],
 )
 def test_foreign_pictures_are_refused(tmp_path, hostile):

@@ -245,7 +245,7 @@ def test_a_run_stores_every_part_and_shares_calls(core, sweep, tmp_path, capsys)
     assert len(rows) == 2 * 5 * 4 * 6
     output = capsys.readouterr()
     assert "[2/2] gaussian, seed 1: 5 curves in" in output.err
-    assert "hexagon-hmx-fp16" in output.out and "rule 64" in output.out
+    assert "hexagon-hmx-fp16" in output.out and "own 64" in output.out
     manifest = json.loads((tmp_path / "out" / "_manifest.json").read_text())
     assert manifest["recipes"]["metal"]["citation"] == ""
     assert manifest["inputs"]["gaussian"]["head_dim"] == hexagon.HEAD_DIM
@@ -466,9 +466,9 @@ def test_table_of_a_short_run_reports_its_longest_context():
 def test_recipes_keep_their_order_and_blocks_are_sorted():
     rows = frame([1e-6] * 3)
     rows = pd.concat([rows.assign(block=b, recipe=r) for r in "ba" for b in ("rule", "512", "64")])
-    lines = table.crossings(rows, ["b", "a"], ["i"]).splitlines()[2:]
+    lines = table.crossings(rows, ["b", "a"], ["i"]).splitlines()[3:]
     assert [line.split()[:2] for line in lines] == [
-        [r, b] for r in "ba" for b in ("64", "512", "rule")
+        [r, b] for r in "ba" for b in ("64", "512", "own")
     ]
 
 

@@ -10,7 +10,7 @@ from scipy.stats import binomtest
 
 from jaxattn import inputs, kernels, practice, thresholds, verdicts
 from jaxattn.fields import SITES
-from jaxattn.formats import FLOAT32, name_of
+from jaxattn.formats import BFLOAT16, FLOAT32, name_of
 from jaxattn.practice import LLAMA, MATRICES, RULES, STATISTICS, Rule, rule_of
 from jaxattn.thresholds import attempt, corrected, levels, rate, separate
 from plots.answers import figure_of
@@ -152,7 +152,7 @@ def found():
 def test_answers_in_words_and_numbers(found):
     words = "\n".join(verdicts.text(found))
     assert "gaussian: seen from 256" in words and "new test_flash_attn_ext(128, 128, 4" in words
-    assert "lets a correct kernel pass: 256, with inputs gaussian" in words
+    assert "lets the lifted one pass: 256, with inputs gaussian" in words
     assert found.practice[LLAMA.name].seen == 113
     assert [level.context for level in found.levels["gaussian"]] == [256, 512]
     for level in found.levels["gaussian"]:
@@ -290,7 +290,7 @@ def test_words_do_not_hide_a_false_alarm():
     )
     assert verdicts.noticed(tried._replace(kernel=good)) == "not seen"
     alarming = tried._replace(correct=bad)  # one draw is enough to call it one
-    assert verdicts.noticed(alarming) == "seen from 512; fails a correct one from 256"
+    assert verdicts.noticed(alarming) == "seen from 512; fails the lifted one too, from 256"
     assert alarming.useful is None
     early = tried._replace(kernel=2 * np.ones((2, 2)), correct=np.array([[2.0, 0], [0, 0]]))
     assert early.seen == 256 and early.useful == 512
@@ -304,3 +304,32 @@ def test_nothing_over_nothing_is_no_error():
     assert practice.times_baseline(same, same, same, 1e-5) == 0
     assert practice.times_baseline(same + 1, same, same, 0.0) == np.inf
     assert practice.nmse(0 * same, 0 * same, same, 0.0) == 0
+
+
+def test_a_bfloat16_kernel_is_held_to_the_rule_of_bfloat16():
+    kernel = kernels.get("flash-attention-2-bf16")
+    assert [m.name for m in MATRICES if practice.dtype_of(kernel) in m.dtypes] == [
+        "flash-attention test_flash_attn_output"
+    ]
+    rule = practice.in_dtype(practice.FLASH_ATTENTION.rule, "bfloat16")
+    assert rule.baseline == practice.UNFUSED_BF16 and rule.baseline.probs == BFLOAT16
+    (tried,) = attempt(kernel, [rule], "gaussian", [203, 512], [0], SMALL)
+    assert (tried.kernel <= 1).all() and tried.seen is None
+    assert practice.in_dtype(practice.LLAMA.rule, "float16") == practice.LLAMA.rule
+
+
+def test_no_test_here_takes_an_eight_bit_kernel():
+    kernel = kernels.get("flash-attention-3-fp8")
+    found = thresholds.thresholds(
+        kernel, max_context=256, seeds=1, samples=16, regimes=["gaussian"]
+    )
+    assert found.matrices == () and found.practice == {}
+    assert any("none of them takes" in line for line in verdicts.text(found))
+
+
+def test_what_lifting_leaves_over_the_limit_is_said():
+    kernel = kernels.get("hexagon-hmx-fp32")
+    some = {"max_context": 4096, "seeds": 1, "samples": 16, "regimes": ["sink"]}
+    words = verdicts.text(thresholds.thresholds(kernel, matrices=(), **some))
+    (line,) = (line for line in words if line.startswith("Lifted, it fails"))
+    assert "sink from 4,096 keys" in line and "exp=exp2_half_clamped" in line

@@ -63,8 +63,11 @@ def gaussian(
 
     Raises ValueError for a negative standard deviation.
     """
-    if min(logit_sd, value_sd) < 0:
-        raise ValueError(f"standard deviations must not be negative, got {logit_sd=}, {value_sd=}")
+    if not (0 <= logit_sd < math.inf and 0 <= value_sd < math.inf):
+        raise ValueError(
+            f"standard deviations must be finite and must not be negative, got {logit_sd=}, "
+            f"{value_sd=}"
+        )
     # The length of a normal vector is nearly normal itself: |q|^2 ~ chi^2.
     length = 1 + ndtri((np.arange(rows) + 0.5) / rows) / math.sqrt(2 * head_dim)
     sd = logit_sd * np.maximum(length, 0)

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxattn.block_rules import block_size
-from jaxattn.fields import SITES
+from jaxattn.fields import FOLLOWS, SITES
 from jaxattn.formats import FLOAT32, TO_NAN, TOWARD_ZERO, holds
 from jaxattn.recipe import Recipe
 from jaxattn.theory.moments import Moments
@@ -16,6 +16,7 @@ from jaxattn.theory.rows import Rows
 
 Float64 = NDArray[np.float64]
 
+COARSE = 5  # bits of significand; after such a rounding p has few values, and another is no chance
 TERMS = ("sum", "output", "probs", "scores", "rescale", "inverse", "result")
 
 
@@ -138,6 +139,14 @@ def outside(recipe: Recipe) -> str:
     for site in ("difference", "exponent"):
         if getattr(recipe, site).overflow == TO_NAN:
             return f"{site} has no infinity, as m before the first key is"
+    coarse = [
+        x
+        for x in ("scaled_query", "scale", "scores", "difference", "exponent", "probs", "summand")
+        if getattr(recipe, x).precision <= COARSE
+        and not (x in FOLLOWS and getattr(recipe, x) == getattr(recipe, FOLLOWS[x]))
+    ]
+    if len(coarse) > 1:
+        return f"{coarse[0]} and {coarse[1]} have {COARSE} bits at most: their roundings depend"
     if recipe.normalise == "blocks" and narrow:
         return f"normalise='blocks' with {narrow[0]} rounded at every block"
     return ""

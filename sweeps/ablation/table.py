@@ -84,7 +84,8 @@ def tables(rows: pd.DataFrame, sites: Sequence[str], beside: Sequence[str]) -> s
     lines += [
         f"from: the first context with NMSE above {SMALLEST:g} from which on, for an octave,",
         f"lifting changes it by more than {MATTERS:.0%} for the better (+) or the worse (-), and",
-        f"more of the distinct rows than chance explains ({SURE:g} standard deviations).",
+        f"more of the distinct rows than chance explains ({SURE:g} standard deviations);",
+        "?: too few rows differ to tell.",
         "exceeds: first context with NMSE above 5e-4; ~: within it again at a longer one;",
         "!: some row overflows at some context; -: none.",
     ]
@@ -168,11 +169,14 @@ def _answers(kernel: str, panels: Sequence[Panel]) -> list[str]:
 
 
 def matters(panel: Panel, subset: int) -> str:
-    """From which contexts on lifting the subset changes the median NMSE: `4,096+ 65,536-`, or -."""
+    """From which contexts on lifting the subset changes the median NMSE: `4,096+ 65,536-`, or -;
+    ? where too few rows differ to tell."""
     before, after = panel.nmse[0].to_numpy(), panel.nmse[subset].to_numpy()
     contexts = panel.nmse.index.to_numpy()
     changes = (after / before - 1) * (before > SMALLEST)
     worse = 1 - 2 * panel.better[subset].to_numpy()  # from -1 to 1, 0 by chance
+    if (SURE / np.sqrt(panel.distinct) >= 1).all() and (abs(changes) > MATTERS).any():
+        return "?"
     found = []
     for sign, mark in ((-1, "+"), (1, "-")):
         far = (sign * changes > MATTERS) & (sign * worse > SURE / np.sqrt(panel.distinct))
