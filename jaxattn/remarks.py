@@ -1,5 +1,6 @@
 """Remarks: what is wrong with an observed output beyond rounding, in sentences."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -16,10 +17,15 @@ MUCH = 30  # times the error of every recipe: a mistake where V has a mean is no
 
 
 class Reading(NamedTuple):
-    """causal: query t sees keys up to S - T + t; exchanged: of the axes of head and token."""
+    """causal: query t sees keys up to S - T + t; layout: of the arrays; scale: of the scores."""
 
     causal: bool
-    exchanged: bool
+    layout: str
+    scale: float
+
+
+GIVEN, EXCHANGED = "", "with head and token exchanged"
+INTERLEAVED = "with query head h on KV head h % K"
 
 
 def better_reading(
@@ -36,37 +42,51 @@ def better_reading(
     Compares some queries of some heads with float64 attention by the largest NMSE of a query, since
     the first queries alone may betray a causal kernel; no recipe runs.
     """
+    N, K, H = query.shape[2], key.shape[2], query.shape[3]
+    own = H**-0.5 if scale is None else scale
     straight = (query, key, value, output)
-    given = _worst(scale, causal, *straight)
-    if given < WELL:
-        return None
-    exchanged = tuple(np.swapaxes(x, 1, 2) for x in straight)
-    found = {
-        Reading(c, arrays is exchanged): _worst(scale, c, *arrays)
-        for arrays in (straight, exchanged)
-        for c in (causal, not causal)
-        if (arrays is exchanged or c != causal) and _fits(arrays[0].shape, arrays[1].shape, c)
+    order = np.argsort(np.arange(N) % K, kind="stable")
+    layouts = {
+        GIVEN: straight,
+        EXCHANGED: tuple(np.swapaxes(x, 1, 2) for x in straight),
+        INTERLEAVED: (query[:, :, order], key, value, output[:, :, order]),
     }
-    best = min(found, key=lambda reading: found[reading], default=None)
-    if best is None or not found[best] < min(FAR, BETTER * given):
+    as_given = Reading(causal, GIVEN, own)
+    readings = [Reading(c, layout, own) for layout in layouts for c in (causal, not causal)]
+    scales = (1.0, 1 / H, own * math.log2(math.e), own / math.log2(math.e), 2 * own, own / 2)
+    readings += [Reading(causal, GIVEN, x) for x in scales]
+
+    def worst(reading: Reading) -> float:
+        return _worst(reading.scale, reading.causal, *layouts[reading.layout])
+
+    def fits(reading: Reading) -> bool:
+        (T, N), (S, K) = (x.shape[1:3] for x in layouts[reading.layout][:2])
+        return N % K == 0 and not (reading.causal and T > S)
+
+    if (given := worst(as_given)) < WELL:
         return None
-    words = ["with head and token exchanged"] * best.exchanged
+    found = {r: worst(r) for r in readings if r != as_given and fits(r)}
+    best = min(found, key=lambda reading: found[reading])
+    if not found[best] < min(FAR, BETTER * given):
+        return None
+    words = [best.layout] * (best.layout != GIVEN)
     words += [f"with{'' if best.causal else 'out'} --causal"] * (best.causal != causal)
+    words += [f"with --scale {best.scale:.6g}"] * (best.scale != own)
     told = (
         f"{' and '.join(words)} the largest NMSE of a query is {found[best]:.1e}, not {given:.1e}"
     )
-    if best.exchanged:
+    if best.layout == EXCHANGED:
         return f"{told}: {LAYOUT_RULE}"
+    if best.layout == INTERLEAVED:
+        return f"{told}: here it is h // (N / K)"
+    if best.scale != own:
+        return f"{told}: is that its scale?"
     kernel = "is this kernel causal" if best.causal else "does every query see all keys"
     return f"{told}: {kernel}?"
 
 
-def _fits(query: tuple[int, ...], key: tuple[int, ...], causal: bool) -> bool:
-    return query[2] % key[2] == 0 and not (causal and query[1] > key[1])
-
-
 def _worst(
-    scale: float | None,
+    scale: float,
     causal: bool,
     query: np.ndarray,
     key: np.ndarray,

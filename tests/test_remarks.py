@@ -1,5 +1,7 @@
 """remarks: wrong causality and layout are found, in outputs of the float64 reference."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -39,6 +41,23 @@ def test_the_reading_that_was_not_given_is_found(T, S, exchanged, given, true):
     assert (("with --causal") in told) == (true and not given)
     assert ("three axes are read as [head, token, dim]" in told) == exchanged
     assert told.endswith("?") == (not exchanged)
+
+
+@pytest.mark.parametrize("factor", [0.25, math.log2(math.e), 0.5])
+def test_another_scale_is_found(factor):
+    query, key, value = draw(8, 60)
+    output = attend(query * factor, key, value, False)
+    told = better_reading(query, key, value, output, scale=None, causal=False)
+    assert told.startswith(f"with --scale {0.25 * factor:.6g} ") and told.endswith("its scale?")
+
+
+def test_query_heads_that_read_the_wrong_kv_head_are_found():
+    query, key, value = draw(8, 60, N=6, K=3)
+    order = np.arange(6) % 3
+    output = attend(query, key[:, :, order], value[:, :, order], False)
+    told = better_reading(query, key, value, output, scale=None, causal=False)
+    assert told.startswith("with query head h on KV head h % K ")
+    assert better_reading(query, key, value, output * 0, scale=None, causal=False) is None
 
 
 def test_the_numbers_are_those_of_the_worst_query():
