@@ -8,7 +8,7 @@ import difflib
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +20,12 @@ from jaxattn.contraction import by_halves, total
 Float64 = jax.Array
 
 
-class Rows(NamedTuple):
-    """What metrics look at, float64; leading axes are those of jax.nn's layout, [..., T, N]."""
+@dataclass(frozen=True)
+class Rows:
+    """What metrics look at, float64; leading axes are those of jax.nn's layout, [..., T, N].
+
+    Sums that several metrics share are traced once.
+    """
 
     output: Float64  # [..., D]
     lse: Float64  # [...], nats
@@ -30,9 +34,17 @@ class Rows(NamedTuple):
     error: Float64  # output - reference
     finite: jax.Array  # bool [...]: no element of output is inf or nan
 
+    @functools.cached_property
+    def squared_error(self) -> Float64:
+        return total(self.error * self.error)
 
-def _dot(a: Float64, b: Float64) -> Float64:
-    return total(a * b)
+    @functools.cached_property
+    def squared_output(self) -> Float64:
+        return total(self.output * self.output)
+
+    @functools.cached_property
+    def squared_reference(self) -> Float64:
+        return total(self.reference * self.reference)
 
 
 def _largest(x: Float64) -> Float64:
@@ -51,7 +63,7 @@ def _or_inf(rows: Rows, x: Float64) -> Float64:
 
 def nmse(rows: Rows) -> Float64:
     """sum error^2 / sum reference^2."""
-    return _or_inf(rows, _ratio(_dot(rows.error, rows.error), _dot(rows.reference, rows.reference)))
+    return _or_inf(rows, _ratio(rows.squared_error, rows.squared_reference))
 
 
 def nmse_llama(rows: Rows) -> Float64:
@@ -61,7 +73,7 @@ def nmse_llama(rows: Rows) -> Float64:
     tensor (ggml-org/llama.cpp, tests/test-backend-ops.cpp, nmse); here heads and batch entries
     stay apart. Axis -3 of the output holds the queries; without it a row stands alone.
     """
-    squared, size = _dot(rows.error, rows.error), _dot(rows.output, rows.output)
+    squared, size = rows.squared_error, rows.squared_output
     if squared.ndim >= 2:  # a row that is not finite makes the sums inf or nan
         squared, size = (x.sum(axis=-2, keepdims=True) for x in (squared, size))
     per_head = jnp.where(jnp.isfinite(squared), _ratio(squared, size), jnp.inf)
@@ -70,7 +82,7 @@ def nmse_llama(rows: Rows) -> Float64:
 
 def rmse(rows: Rows) -> Float64:
     """sqrt(mean error^2)."""
-    return _or_inf(rows, jnp.sqrt(_dot(rows.error, rows.error) / rows.error.shape[-1]))
+    return _or_inf(rows, jnp.sqrt(rows.squared_error / rows.error.shape[-1]))
 
 
 def rel_l2(rows: Rows) -> Float64:
@@ -93,8 +105,8 @@ def cosine(rows: Rows) -> Float64:
 
     Blind to any error that scales the whole row, such as one in l.
     """
-    along = _dot(rows.output, rows.reference)
-    squares = _dot(rows.output, rows.output), _dot(rows.reference, rows.reference)
+    along = total(rows.output * rows.reference)
+    squares = rows.squared_output, rows.squared_reference
     both_zero = (squares[0] == 0.0) & (squares[1] == 0.0)
     similarity = jnp.where(both_zero, 1.0, _ratio(along, jnp.sqrt(squares[0] * squares[1])))
     return jnp.where(rows.finite, similarity, jnp.nan)
@@ -129,8 +141,8 @@ def bias_o(rows: Rows) -> Float64:
 
     <output, reference> / <reference, reference> - 1; 0 where the reference is 0.
     """
-    along = _dot(rows.error, rows.reference)  # no cancellation, unlike the quotient minus 1
-    bias = _ratio(along, _dot(rows.reference, rows.reference))
+    along = total(rows.error * rows.reference)  # no cancellation, unlike the quotient minus 1
+    bias = _ratio(along, rows.squared_reference)
     return jnp.where(rows.finite, bias, jnp.nan)
 
 
