@@ -8,10 +8,8 @@ from typing import Any
 from jaxattn.advise import SHORTEST, Advice
 from jaxattn.candidates import MATTERS, WORSE, Candidate, staircase
 from jaxattn.cost import TERMS, in_matrix_unit
-from jaxattn.fields import FOLLOWS, SITES
-from jaxattn.formats import FLOAT32, holds, name_of
 from jaxattn.lattice import ACCUMULATORS
-from jaxattn.recipe import Recipe
+from jaxattn.recipe import Recipe, beside
 
 MOST_LINES = 24  # of the front
 
@@ -100,10 +98,7 @@ def _below(candidate: Candidate, advice: Advice) -> str:
 
 def _not_weighed(kernel: Recipe) -> list[str]:
     """What rounds besides the accumulators, where no choice of theirs holds."""
-    sites = [site for site in SITES if site not in ACCUMULATORS and site not in FOLLOWS]
-    found = [f"{x}={name_of(f)}" for x in sites if not holds((f := getattr(kernel, x)), FLOAT32)]
-    if kernel.exp not in ("exp", "exp2"):
-        found.insert(0, f"exp={kernel.exp}")
+    found = beside(kernel, ACCUMULATORS)
     said = f"not weighed, and tried by --set (such as --set exp=exp2): {', '.join(found)}"
     return textwrap.wrap(said, 100, initial_indent="  ", subsequent_indent="    ") if found else []
 

@@ -148,7 +148,7 @@ def recommend(candidates: Sequence[Candidate], limit: float) -> list[tuple[str, 
     for title, belongs in classes.items():
         some = [c for c in candidates if c.worst <= limit and belongs(c)]
         if some:
-            one = min(some, key=lambda c: (round(c.price, 3), len(c.change), c.worst))
+            one = min(some, key=lambda c: (float(f"{c.price:.3e}"), len(c.change), c.worst))
             before = found.get(id(one))
             found[id(one)] = (f"{before[0]}; {title}" if before else title, one)
     return list(found.values())

@@ -145,7 +145,7 @@ def compare(
     remarks = remarks_on(observed, ideal, emulated, reading)
     found = agreements(emulated)
     rank = _ranked(found)
-    if not remarks and not found[rank[0]].correlation >= CLOSE:
+    if not remarks and found[0].nmse_real and not found[rank[0]].correlation >= CLOSE:
         near = [i for i in rank[:NEAREST] if found[i].correlation >= KIN]
         near += [i for i in rank if chosen[i].name in BY_BLOCK and i not in near]
         more = list(_at_other_blocks([chosen[i] for i in near or rank[:NEAREST]], chosen))

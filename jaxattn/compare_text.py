@@ -25,7 +25,9 @@ def verdict(comparison: Comparison) -> str:
     """One sentence on the nearest recipe."""
     name, best = comparison.recipes[0], comparison.agreement[0]
     if best.nmse_real == 0:
-        return "no error against float64: there is nothing to tell recipes by"
+        pairs = zip(comparison.recipes, comparison.agreement, strict=True)
+        same = [recipe for recipe, one in pairs if one.nmse_recipe == 0]
+        return f"no error against float64; of the recipes tried so {', '.join(same) or 'none'}"
     as_good = ""
     if CONTROL in comparison.recipes[1:]:
         control = comparison.agreement[comparison.recipes.index(CONTROL)]

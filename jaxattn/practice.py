@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxattn import metrics
 from jaxattn.fields import SITES
-from jaxattn.formats import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, Format, unknown
+from jaxattn.formats import BFLOAT16, FLOAT16, FLOAT32, Format, holds, unknown
 from jaxattn.recipe import Recipe
 
 UNFUSED = Recipe(
@@ -191,10 +191,11 @@ RULES = {
 
 
 def dtype_of(kernel: Recipe) -> str | None:
-    """The dtype of the tensors that a test would give the kernel; None if of neither half."""
+    """The dtype of the tensors that a test would give the kernel; None if of neither half. A kernel
+    that scales its queries by groups makes its own formats of them."""
     if kernel.query == BFLOAT16:
         return "bfloat16"
-    return "float16" if kernel.query in (FLOAT16, FLOAT32, FLOAT64) else None
+    return "float16" if kernel.query_group or holds(kernel.query, FLOAT16) else None
 
 
 def in_dtype(rule: Rule, dtype: str | None) -> Rule:

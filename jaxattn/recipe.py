@@ -5,7 +5,7 @@ Its fields are those of fields.py, and what goes with what is checked here.
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -295,3 +295,16 @@ def parse_settings(settings: list[str]) -> dict[str, Any]:
         else:
             changes[name] = text
     return changes
+
+
+def beside(recipe: Recipe, sites: Iterable[str]) -> list[str]:
+    """What else than these sites rounds or errs, as --set takes it; but for what holds inputs in 16
+    bits, and for caps and biases, which few inputs have."""
+    left_out = {*sites, *FOLLOWS, "cap", "squashed", "softcap", "bias"}
+    found = [f"exp={recipe.exp}"] * (recipe.exp not in ("exp", "exp2"))
+    for site in (site for site in SITES if site not in left_out):
+        format = getattr(recipe, site)
+        given = site in ("query", "key", "value") and format.precision in (8, 11)
+        if not given and not holds(format, FLOAT32):
+            found.append(f"{site}={name_of(format)}")
+    return found

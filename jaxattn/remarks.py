@@ -45,12 +45,12 @@ def better_reading(
     N, K, H = query.shape[2], key.shape[2], query.shape[3]
     own = H**-0.5 if scale is None else scale
     straight = (query, key, value, output)
-    order = np.argsort(np.arange(N) % K, kind="stable")
-    layouts = {
-        GIVEN: straight,
-        EXCHANGED: tuple(np.swapaxes(x, 1, 2) for x in straight),
-        INTERLEAVED: (query[:, :, order], key, value, output[:, :, order]),
-    }
+    if (given := _worst(own, causal, *straight)) < WELL:
+        return None
+    layouts = {GIVEN: straight, EXCHANGED: tuple(np.swapaxes(x, 1, 2) for x in straight)}
+    if 1 < K < N:
+        order = np.argsort(np.arange(N) % K, kind="stable")
+        layouts[INTERLEAVED] = (query[:, :, order], key, value, output[:, :, order])
     as_given = Reading(causal, GIVEN, own)
     readings = [Reading(c, layout, own) for layout in layouts for c in (causal, not causal)]
     scales = (1.0, 1 / H, own * math.log2(math.e), own / math.log2(math.e), 2 * own, own / 2)
@@ -63,8 +63,6 @@ def better_reading(
         (T, N), (S, K) = (x.shape[1:3] for x in layouts[reading.layout][:2])
         return N % K == 0 and not (reading.causal and T > S)
 
-    if (given := worst(as_given)) < WELL:
-        return None
     found = {r: worst(r) for r in readings if r != as_given and fits(r)}
     best = min(found, key=lambda reading: found[reading])
     if not found[best] < min(FAR, BETTER * given):
@@ -154,7 +152,8 @@ def remarks_on(
         )
     elif far.any():
         remarks.append(
-            f"check --scale, --causal (the last query sees all keys) and the layout: {LAYOUT_RULE}"
+            "check --scale, --causal (the last query sees all keys), the order of heads and the "
+            f"layout: {LAYOUT_RULE}"
         )
     return remarks
 

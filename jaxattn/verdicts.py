@@ -5,8 +5,17 @@ from typing import Any
 import numpy as np
 
 from jaxattn.formats import name_of
-from jaxattn.practice import Matrix, Rule
-from jaxattn.thresholds import CONFIDENCE, SAMPLE_SIZES, SIZES, Thresholds, Tried, corrected
+from jaxattn.practice import MATRICES, Matrix, Rule, dtype_of
+from jaxattn.recipe import beside
+from jaxattn.thresholds import (
+    ACCUMULATORS,
+    CONFIDENCE,
+    SAMPLE_SIZES,
+    SIZES,
+    Thresholds,
+    Tried,
+    corrected,
+)
 
 WORDS = {
     "nmse": "NMSE",
@@ -42,10 +51,10 @@ def text(found: Thresholds) -> list[str]:
         "",
         "The tests as they are, at their own contexts (statistic at the longest, median of seeds)",
     ]
-    if not found.matrices:
-        lines.append(
-            f"  none of them takes tensors as this kernel's: {name_of(found.kernel.query)}"
-        )
+    dtype = dtype_of(found.kernel)
+    if others := [matrix.name for matrix in MATRICES if dtype not in matrix.dtypes]:
+        dtype = dtype or name_of(found.kernel.query)
+        lines.append(f"  not run on {dtype} tensors here: {', '.join(others)}")
     for matrix in found.matrices:
         own = found.practice[matrix.name]
         kernel, correct = np.median(own.kernel[-1]), np.median(own.correct[-1])
@@ -61,7 +70,8 @@ def text(found: Thresholds) -> list[str]:
         lines.append(f"  {name or 'the rule asked about: ' + rule_text(found.rule)}")
         lines += [f"    {regime}: {noticed(found.search[name, regime])}" for regime in regimes]
     if sound(found):
-        return [*lines, "", "Its accumulators are float32 already: there is nothing to see."]
+        told = "Its accumulators are float32 already: there is nothing to lift."
+        return [*lines, "", told, *_beyond(found)]
     statistic = WORDS[found.rule.statistic]
     lines += [
         "",
@@ -83,10 +93,13 @@ def text(found: Thresholds) -> list[str]:
         "",
         *least(found),
         *_beyond(found),
-        "",
-        "What to add: the fewest keys, of the test's own inputs if these show it, in fresh draws"
-        " at its own size",
     ]
+    if found.matrices:
+        lines += [
+            "",
+            "What to add: the fewest keys, of the test's own inputs if these show it, in fresh"
+            " draws at its own size",
+        ]
     for matrix in found.matrices:
         lines += [f"  {matrix.name}", *(f"    {line}" for line in advice(found, matrix))]
     return lines
@@ -117,9 +130,10 @@ def _beyond(found: Thresholds) -> list[str]:
     some = [f"{regime} from {keys:,} keys" for regime, keys in places if keys is not None]
     if not some:
         return []
+    others = ", ".join(beside(found.kernel, ACCUMULATORS)) or "in no format or function"
     return [
-        f"Lifted, it fails the rule asked about on {', '.join(some)}: what is wrong there is in no"
-        f" accumulator (exp={found.kernel.exp}, scores, probs; `jaxattn kernels NAME` lists them)"
+        f"Lifted, it fails the rule asked about on {', '.join(some)}: what is wrong there is"
+        f" elsewhere ({others})"
     ]
 
 

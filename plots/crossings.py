@@ -24,7 +24,7 @@ def passing_contexts(
     colours: Mapping[str, str],
     never: float,
 ) -> Axes:
-    """A row for each recipe: a filled mark where it passes, and a line as long as it is above; a
+    """A row for each recipe: a filled mark where it passes, and a line until it is within again; a
     hollow one at `never` if it does not pass; a cross where some row overflows.
 
     found: what rows.crossings returns. colours: by block setting, in the order drawn.

@@ -230,7 +230,7 @@ def passing(lines: pd.DataFrame, panels: Sequence[str], recipes: Sequence[str]) 
     return finish(
         figure,
         "Context length from which the median NMSE exceeds 5e-4, llama.cpp's test tolerance",
-        f"line: where it does; hollow, at the right: not up to {max(contexts):,} keys",
+        f"line: until it is within it again; hollow, right: not up to {max(contexts):,} keys",
         key,
     )
 

@@ -38,8 +38,9 @@ class Study:
 
     def text(self, rows: Any, manifest: Mapping[str, Any]) -> str:
         """The study's tables, of its rows as a data frame."""
-        from sweeps.table import by_head, crossings, table
+        from sweeps.table import by_head, crossings, own_blocks, table
 
+        rows = own_blocks(rows, manifest["recipes"])
         present = set(rows["inputs"])
         names, labels = list(manifest["recipes"]), [x for x in manifest["inputs"] if x in present]
         captures = [x for x in labels if manifest["inputs"][x]["kind"] == "capture"]

@@ -286,6 +286,8 @@ class Progress:
         none tells yet."""
         done = list(zip(self.took, self.weights, self.compiles, strict=False))
         plain = [(took, weight) for took, weight, compiles in done if not compiles]
+        if all(self.compiles):
+            plain = [(took, weight) for took, weight, _ in done]
         if not plain:
             return 0.0
         rate = sum(took for took, _ in plain) / max(1, sum(weight for _, weight in plain))

@@ -1,6 +1,7 @@
 """The rows of a study as text: errors at a few contexts, and where the tolerance is exceeded."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -60,12 +61,12 @@ def table(rows: pd.DataFrame, recipes: Sequence[str], inputs: Sequence[str]) -> 
         for recipe, block in _curves(rows, recipes, source):
             key = (source, recipe, block)
             curve = curves.loc[key]
-            own = sizes.loc[key]
+            size = int(sizes.loc[(*key, curve.index[-1])])
             cells = [_nmse(curve["nmse"].get(n)) for n in at]
             cells += [_signed(curve[bias].get(n)) for bias in ("bias_l", "bias_o") for n in at]
             first = crossing(curve.index.to_numpy(), curve["nmse"].to_numpy(), overflows[key])
             cells.append(first)
-            line = f"{recipe:<{width}}{_block(block, own):<10}"
+            line = f"{recipe:<{width}}{_block(block, size):<10}"
             lines.append(
                 line + "".join(f"{cell:>{wide}}" for cell in cells[:-1]) + f"{cells[-1]:>10}"
             )
@@ -80,6 +81,14 @@ def table(rows: pd.DataFrame, recipes: Sequence[str], inputs: Sequence[str]) -> 
     return "\n".join(lines[1:])
 
 
+def own_blocks(rows: pd.DataFrame, recipes: Mapping[str, Any]) -> pd.DataFrame:
+    """The rows with `own` instead of `rule` where a recipe's block is no rule."""
+    blocks = {name: recipe["kv_block"] for name, recipe in recipes.items()}
+    fixed = [name for name, block in blocks.items() if isinstance(block, int) or block == "whole"]
+    own = (rows["block"] == "rule") & rows["recipe"].isin(fixed)
+    return rows.assign(block=rows["block"].where(~own, "own"))
+
+
 def by_head(rows: pd.DataFrame, captures: Sequence[str]) -> pd.DataFrame:
     """The rows of a capture, each of its heads an input of its own."""
     if not captures or not 1 < rows["head"].nunique() <= MOST_HEADS:
@@ -91,7 +100,6 @@ def crossings(rows: pd.DataFrame, recipes: Sequence[str], inputs: Sequence[str])
     """The context at which each curve exceeds the tolerance: recipe and block x input."""
     group = ["inputs", "recipe", "block"]
     curves, overflows = medians(rows, group), rows.groupby(group, observed=True)["overflow"].any()
-    sizes = rows.groupby(["recipe", "block"], observed=True)["kv_block"].nunique()
     width = max(8, *(len(name) + 2 for name in recipes))
     wide = max(len(name) for name in inputs) + 2
     longest = f"{int(rows['context'].max()):,}"
@@ -109,11 +117,7 @@ def crossings(rows: pd.DataFrame, recipes: Sequence[str], inputs: Sequence[str])
                 cells.append(crossing(curve.index.to_numpy(), curve.to_numpy(), overflowed))
             except KeyError:
                 cells.append("")
-        own = not block.isdigit() and sizes[recipe, block] == 1
-        lines.append(
-            f"{recipe:<{width}}{'own' if own else block:<9}"
-            + "".join(f"{cell:>{wide}}" for cell in cells)
-        )
+        lines.append(f"{recipe:<{width}}{block:<9}" + "".join(f"{cell:>{wide}}" for cell in cells))
     return "\n".join(lines)
 
 
@@ -130,12 +134,8 @@ def _size(block: str) -> float:
     return float(block) if block.isdigit() else float("inf")
 
 
-def _block(block: str, sizes: pd.Series) -> str:
-    """sizes: of the block, by context."""
-    if block.isdigit():
-        return block
-    word = "own" if sizes.nunique() == 1 else block
-    return f"{word} {int(sizes.iloc[-1])}"
+def _block(block: str, size: int) -> str:
+    return block if block.isdigit() else f"{block} {size}"
 
 
 def _nmse(value: float | None) -> str:

@@ -132,6 +132,8 @@ def test_equal_rows_are_one_draw():
     sure = made_panel([1e-5, 1e-5], [1e-6, 1e-6], rows=400, better=1.0)
     assert table.matters(sure, 1) == "1,024+"
     assert table.matters(sure._replace(distinct=np.array([5, 5])), 1) == "?"
+    once = made_panel([1e-5] * 4, [1e-6, 1e-5, 1e-5, 1e-5], rows=4, better=1.0)
+    assert table.matters(once, 1) == "-"
     same = made_panel([1e-5, 1e-5], [1e-5, 1e-5], rows=4, better=0.5)
     assert table.matters(same, 1) == "-"
 

@@ -114,7 +114,9 @@ def test_queries_that_no_rounding_explains_are_counted_by_head():
     assert told[0] == (
         "output of head 1: further from float64 than rounding goes in 2 of 10 rows, queries 2 to 3"
     )
-    assert told[1].startswith("check --scale, --causal (the last query sees all keys) and the ")
+    assert told[1].startswith(
+        "check --scale, --causal (the last query sees all keys), the order of "
+    )
     assert remarks_on(observed, ideal, observed[None], None) == []  # a recipe errs like it
     told = remarks_on(-ideal, ideal, ideal[None], "so it is")
     assert told == ["output of all heads: further from float64 than rounding goes", "so it is"]

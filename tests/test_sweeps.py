@@ -466,9 +466,10 @@ def test_table_of_a_short_run_reports_its_longest_context():
 def test_recipes_keep_their_order_and_blocks_are_sorted():
     rows = frame([1e-6] * 3)
     rows = pd.concat([rows.assign(block=b, recipe=r) for r in "ba" for b in ("rule", "512", "64")])
+    rows = table.own_blocks(rows, {"a": {"kv_block": "hexagon-hmx-2026-06"}, "b": {"kv_block": 64}})
     lines = table.crossings(rows, ["b", "a"], ["i"]).splitlines()[3:]
     assert [line.split()[:2] for line in lines] == [
-        [r, b] for r in "ba" for b in ("64", "512", "own")
+        [r, b] for r, last in (("b", "own"), ("a", "rule")) for b in ("64", "512", last)
     ]
 
 

@@ -175,16 +175,22 @@ def matters(panel: Panel, subset: int) -> str:
     contexts = panel.nmse.index.to_numpy()
     changes = (after / before - 1) * (before > SMALLEST)
     worse = 1 - 2 * panel.better[subset].to_numpy()  # from -1 to 1, 0 by chance
-    if (SURE / np.sqrt(panel.distinct) >= 1).all() and (abs(changes) > MATTERS).any():
-        return "?"
-    found = []
-    for sign, mark in ((-1, "+"), (1, "-")):
-        far = (sign * changes > MATTERS) & (sign * worse > SURE / np.sqrt(panel.distinct))
+    sure = SURE / np.sqrt(panel.distinct)
+
+    def first(far: np.ndarray) -> int | None:
         for i, n in enumerate(contexts):
             octave = far[i:][contexts[i:] <= 2 * n]
             if octave.all() and len(octave) >= min(2, len(contexts)):
-                found.append((n, f"{n:,}{mark}"))
-                break
+                return int(n)
+        return None
+
+    found = []
+    for sign, mark in ((-1, "+"), (1, "-")):
+        far = sign * changes > MATTERS
+        if (n := first(far & (sign * worse > sure))) is not None:
+            found.append((n, f"{n:,}{mark}"))
+        elif (sure >= 1).all() and first(far) is not None:
+            return "?"
     return " ".join(text for _, text in sorted(found)) or "-"
 
 
