@@ -85,7 +85,7 @@ def compare_capture(
 ) -> None:
     """How far a kernel's own output is from float64, and which recipes err like it.
 
-    Tries 16 recipes by itself, and the nearest with other KV blocks where none is close: one to two
+    Tries 16 recipes by itself, and some with other KV blocks where none is close: one to two
     minutes the first time, most of which the compiler takes. Axes are [head, token, dim] or
     [batch, token, head, dim].
     """

@@ -59,10 +59,9 @@ def text(families: Mapping[str, Sequence[Recipe]]) -> list[str]:
     of them round alike is said above it."""
     lines = []
     for title, recipes in families.items():
-        sites, alike = [], []
-        for site in sites_of(recipes):
-            codes = {code(recipe, site) for recipe in recipes}
-            sites.append(site) if len(codes) > 1 else alike.append(f"{site} {codes.pop()}")
+        codes = {site: {code(recipe, site) for recipe in recipes} for site in sites_of(recipes)}
+        sites = [site for site, some in codes.items() if len(some) > 1]
+        alike = [f"{site} {some.pop()}" for site, some in codes.items() if len(some) == 1]
         heads = [["kernel"], *(name.split("_") for name in (*_SHAPE, *sites)), ["evidence"]]
         deep = max(map(len, heads))
         rows = [list(row) for row in zip(*([""] * (deep - len(h)) + h for h in heads), strict=True)]
