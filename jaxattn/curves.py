@@ -18,7 +18,8 @@ from jaxattn import metrics as measures
 from jaxattn.errors import Errors
 from jaxattn.formats import format_of
 from jaxattn.lanes import structure_of
-from jaxattn.passes import Exact, Job, Reader, Report, run_all
+from jaxattn.pages import Pages
+from jaxattn.passes import Exact, Job, Report, run_all
 from jaxattn.recipe import Recipe
 
 LONGEST = 2**30  # keys are counted in 32 bits
@@ -153,18 +154,18 @@ def walk_of(
     shape = (len(chosen), len(lengths), query.shape[0], query.shape[1], query.shape[2])
     kv_block = np.zeros(shape[:2], int)
 
-    reader = Reader(stream)
-    exact = Exact(reader, rows.astype(np.float64) * scale, lengths)
+    pages = Pages(stream, lengths[-1])
+    exact = Exact(pages, rows.astype(np.float64) * scale, lengths)
 
     sizes = (rows.shape[-1], stream.value_dim)
     jobs = _jobs(chosen, lengths, sizes, tile_keys, kv_block, devices)
-    dtypes = (query.dtype, *(x.dtype for x in reader.read(0, 1)))
+    dtypes = (query.dtype, *(x.dtype for x in pages.read(0, 1)))
 
     def run(report: Report, progress: Callable[[int, int], None] | None) -> None:
         with exact:
             run_all(
                 jobs,
-                reader,
+                pages,
                 exact,
                 report,
                 progress,

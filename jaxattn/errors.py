@@ -36,7 +36,7 @@ class Errors:
         self.at = {context: i for i, context in enumerate(contexts)}
         self.exact = exact
         self.metrics, self.overflow, self.stagnated = metrics, overflow, stagnated
-        self.waiting: list[tuple[Any, tuple[int, ...], dict[str, jax.Array]]] = []
+        self.waiting: list[tuple[Any, tuple[int, ...], jax.Array]] = []
 
     def report(self, members: list[int], context: int, outcome: Outcome) -> None:
         """Of the recipes `members`. What the device still computes is not waited for."""
@@ -50,19 +50,20 @@ class Errors:
         while self.waiting:
             self._store(*self.waiting.pop(0))
 
-    def _store(self, at: Any, lanes: tuple[int, ...], found: dict[str, jax.Array]) -> None:
-        shape = self.overflow.shape[2:]
-        rows = {name: _spread(np.asarray(x)[:, lanes], shape) for name, x in found.items()}
-        for name, x in self.metrics.items():
-            x[at] = rows[name]
-        self.overflow[at] = (rows["nonfinite"] > 0) | ~(rows["lse"] < np.inf)
-        self.stagnated[at] = rows["lost"] > STAGNATED
+    def _store(self, at: Any, lanes: tuple[int, ...], found: jax.Array) -> None:
+        rows = _spread(np.asarray(found)[:, :, lanes], self.overflow.shape[2:])
+        *metrics, nonfinite, lse, lost = rows
+        for x, each in zip(self.metrics.values(), metrics, strict=True):
+            x[at] = each
+        self.overflow[at] = (nonfinite > 0) | ~(lse < np.inf)
+        self.stagnated[at] = lost > STAGNATED
 
 
 def errors(
     names: tuple[str, ...], outcome: Outcome, output: np.ndarray, lse: np.ndarray
-) -> dict[str, jax.Array]:
-    """Each metric, and the outcome's "lse" and "lost": float32 [K, lanes, T, G] on the device.
+) -> jax.Array:
+    """Each metric, then the outcome's log-sum-exp and lost, as one array that the host reads at
+    once: float32 [number, K, lanes, T, G] on the device.
 
     names: of metrics.METRICS; output, lse: the reference's, float64 [K, R, D] and [K, R]
     """
@@ -73,7 +74,7 @@ def errors(
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _errors(
     names: tuple[str, ...], lanes: Lanes, group: int, f: Any, carry: Any, ideal: Any
-) -> dict[str, jax.Array]:
+) -> jax.Array:
     count, (K, R, D) = lanes.count("y"), ideal[0].shape
     steps = -(-count // max(1, IN_CACHE // (K * R * D)))
     size = -(-count // steps)
@@ -85,17 +86,18 @@ def _errors(
 
     exact = [x.reshape(K, 1, R // group, group, *x.shape[2:]) for x in ideal]
 
-    def measure(some: jax.Array) -> dict[str, jax.Array]:
+    def measure(some: jax.Array) -> jax.Array:
         result, lse, lost = jax.vmap(functools.partial(finish, some))(carry)
-        return measure_rows(names, result, lse, *exact) | {"lse": lse, "lost": lost}
+        metrics = measure_rows(names, result, lse, *exact)
+        numbers = (*(metrics[name] for name in names), lse, lost)
+        return jnp.stack([x.astype(jnp.float32) for x in numbers])
 
-    found = jax.lax.map(measure, some)  # [steps, K, size, T, G]
-    flat = {name: jnp.moveaxis(x, 0, 1).reshape(K, -1, *x.shape[3:]) for name, x in found.items()}
-    return {name: x[:, :count] for name, x in flat.items()}
+    found = jnp.moveaxis(jax.lax.map(measure, some), 0, 2)  # [number, K, steps, size, T, G]
+    return found.reshape(*found.shape[:2], -1, *found.shape[4:])[:, :, :count]
 
 
 def _spread(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """[B·K, recipe, T, G] -> [recipe, B, T, N]."""
+    """[number, B·K, recipe, T, G] -> [number, recipe, B, T, N]."""
     B, T, N = shape
-    split = x.reshape(B, -1, *x.shape[1:])  # [B, K, recipe, T, G]
-    return split.transpose(2, 0, 3, 1, 4).reshape(-1, B, T, N)
+    split = x.reshape(len(x), B, -1, *x.shape[2:])  # [number, B, K, recipe, T, G]
+    return split.transpose(0, 3, 1, 4, 2, 5).reshape(len(x), -1, B, T, N)

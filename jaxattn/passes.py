@@ -21,37 +21,11 @@ from jaxattn import accumulation, online_softmax, reference, scores, tiles
 from jaxattn.attention import storage, traced
 from jaxattn.formats import Format
 from jaxattn.lanes import Lanes, random_keys, weave
+from jaxattn.pages import PAGE_KEYS, Pages
 from jaxattn.recipe import Recipe
 
-PIECE_KEYS = 2**14
+PIECE_KEYS = PAGE_KEYS  # as many slots are laid out at once
 AHEAD = 2  # pages that may wait for the reference
-
-
-class Reader:
-    """A stream's keys and values, each page of them generated once for all passes."""
-
-    def __init__(self, stream: Any) -> None:
-        self.stream = stream
-        self.pages: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-
-    def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """Key [stop - start, K, H] and value [stop - start, K, D]."""
-        keys, values = [], []
-        for page in range(start // PIECE_KEYS, -(-stop // PIECE_KEYS)):
-            first = page * PIECE_KEYS
-            if page not in self.pages:
-                end = min(first + PIECE_KEYS, self.stream.length)
-                key, value = self.stream.blocks(first, end)
-                self.pages[page] = np.asarray(key), np.asarray(value)
-            piece = slice(max(start - first, 0), stop - first)
-            keys.append(self.pages[page][0][piece])
-            values.append(self.pages[page][1][piece])
-        if len(keys) == 1:
-            return keys[0], values[0]
-        return np.concatenate(keys), np.concatenate(values)
-
-    def forget(self, below: int) -> None:
-        self.pages = {p: x for p, x in self.pages.items() if (p + 1) * PIECE_KEYS > below}
 
 
 class Exact:
@@ -61,8 +35,8 @@ class Exact:
     other without rest, and XLA's for them.
     """
 
-    def __init__(self, reader: Reader, query: np.ndarray, contexts: list[int]) -> None:
-        self.reader, self.query, self.contexts = reader, query, contexts
+    def __init__(self, pages: Pages, query: np.ndarray, contexts: list[int]) -> None:
+        self.pages, self.query, self.contexts = pages, query, contexts
         self.state: reference.State | None = None
         self.at = 0
         self.waiting: list[tuple[int, Future]] = []
@@ -83,7 +57,7 @@ class Exact:
             end = min(self.at - self.at % PIECE_KEYS + PIECE_KEYS, stop)
             if end > position:
                 return
-            piece = self.worker.submit(self._extend, *self.reader.read(self.at, end), end == stop)
+            piece = self.worker.submit(self._extend, *self.pages.read(self.at, end), end == stop)
             if end == stop:
                 self.known[stop] = piece
             self.waiting.append((end, piece))
@@ -160,7 +134,7 @@ class Outcome(NamedTuple):
 
 def run(
     job: Job,
-    reader: Reader,
+    pages: Pages,
     rows: np.ndarray,
     group: int,
     value_dim: int,
@@ -178,14 +152,14 @@ def run(
         factor = np.asarray(scale, structure.storage)
         queries, fresh = _begin(lanes, f, query, factor, group, value_dim)
         queries, fresh = over_heads((queries, fresh), job.devices)
-    segment = functools.partial(_segment, lanes, f, queries, job, reader, fresh)
+    segment = functools.partial(_segment, lanes, f, queries, job, pages, fresh)
 
     def conclude(parts: list[Any]) -> Outcome:
         with storage(structure.storage):
             carry = functools.reduce(functools.partial(_merge, lanes, f), parts)
         return Outcome(lanes, f, carry, group)
 
-    if structure.split_kv == 1 and structure.kv_order == "forward":
+    if structure.one_walk:
         for at, context, carry in segment(0, job.contexts):
             yield at, context, None if context is None else conclude([carry])
         return
@@ -213,7 +187,7 @@ def _segment(
     f: Any,
     queries: Any,
     job: Job,
-    reader: Reader,
+    pages: Pages,
     carry: Any,
     start: int,
     contexts: list[int],
@@ -233,7 +207,7 @@ def _segment(
         low, high = int(some.min()), min(int(some[some < stop].max()) + tile.kv_block, stop)
         yield low, None, None
         with storage(lanes.structure.storage):
-            laid = _lay(reader.read(low, high), some, low, tile)
+            laid = _lay(pages.read(low, high), some, low, tile)
             tape = (*over_heads(tuple(laid), job.devices, axis=3), some)
             tape += np.int32(tile.kv_block), np.int32(number + first)
 
@@ -328,7 +302,7 @@ Report = Callable[[list[int], int, Outcome], None]
 
 def run_all(
     jobs: list[Job],
-    reader: Reader,
+    pages: Pages,
     exact: Exact,
     report: Report,
     progress: Callable[[int, int], None] | None,
@@ -340,8 +314,9 @@ def run_all(
     total = sum(_work(job) for job in jobs)
     done = 0
     for group in (together, *([job] for job in backward)):
-        walks = {i: run(job, reader, **shared) for i, job in enumerate(group)}
+        walks = {i: run(job, pages, **shared) for i, job in enumerate(group)}
         at = dict.fromkeys(walks, 0)
+        once = all(job.recipes[0].one_walk for job in group)
         while walks:
             exact.advance(min(at.values()) + PIECE_KEYS)  # beside the walk over the same keys
             i = min(walks, key=lambda i: at[i])
@@ -355,7 +330,8 @@ def run_all(
             else:
                 done += max(0, group[i].contexts[-1] - at[i])
                 del walks[i], at[i]
-            reader.forget(min([*at.values(), exact.at], default=0))
+            if once:
+                pages.forget(min([*at.values(), exact.at], default=0))
             if progress is not None:
                 progress(min(done, total), total)
     if progress is not None:
@@ -363,5 +339,4 @@ def run_all(
 
 
 def _work(job: Job) -> int:
-    single = job.recipes[0].split_kv == 1 and job.recipes[0].kv_order == "forward"
-    return job.contexts[-1] if single else sum(job.contexts)
+    return job.contexts[-1] if job.recipes[0].one_walk else sum(job.contexts)

@@ -123,6 +123,11 @@ class Recipe:
             object.__setattr__(self, "storage", "float64")
         _check_consistent(self)
 
+    @property
+    def one_walk(self) -> bool:
+        """Whether one walk over the keys, the first one first, meets every context on its way."""
+        return self.split_kv == 1 and self.kv_order == "forward"
+
     def replace(self, **changes: Any) -> "Recipe":
         """This recipe with some fields changed; unknown names suggest the nearest.
 

@@ -99,6 +99,7 @@ def _bytes(
     itemsize: int,
 ) -> int:
     from jaxattn.errors import IN_CACHE
+    from jaxattn.pages import KEPT
     from jaxattn.passes import PIECE_KEYS
     from jaxattn.reference import KEYS_PER_PIECE
     from jaxattn.tiles import tile_of
@@ -109,6 +110,8 @@ def _bytes(
     # Of the float64 reference, one head at a time.
     scores = (H + D + rows // heads) * KEYS_PER_PIECE * 8
     held, step, outputs = 4 * piece + scores, 0, 0
+    if not all(recipe.one_walk for recipe in recipes):
+        held += min(KEPT, heads * (H + D) * C[-1] * itemsize)
     groups = by_structure(recipes).values()
     for members in groups:
         layouts = {tile_of(members[0].kv_block, n, H, D, TILE_KEYS): n for n in C}
@@ -126,12 +129,14 @@ def _bytes(
 
 
 def _work(job: Job) -> float:
-    """Products to make: of every key, and of half a tile more for each context that is reported."""
+    """Products to make: of every key, and of half a tile more for each context that is reported;
+    of all keys of each context, where each has walks of its own."""
     from jaxattn.tiles import TILE_KEYS as TILE
 
-    shape = np.shape(job.inputs.arrays[0])
-    keys = job.contexts[-1] + len(job.contexts) * TILE / 2
-    return len(job.parts) * keys * math.prod(shape[:3]) * (shape[3] + job.inputs.value_dim)
+    shape, C = np.shape(job.inputs.arrays[0]), job.contexts
+    again = sum(not recipe.one_walk for recipe in job.recipes)
+    keys = len(job.parts) * (C[-1] + len(C) * TILE / 2) + again * (sum(C) - C[-1])
+    return keys * math.prod(shape[:3]) * (shape[3] + job.inputs.value_dim)
 
 
 def duration(seconds: float) -> str:

@@ -36,6 +36,7 @@ ORDER = (
     "jaxattn.metrics",
     "jaxattn.inputs",
     "jaxattn.captures",
+    "jaxattn.pages",
     "jaxattn.passes",
     "jaxattn.errors",
     "jaxattn.curves",

@@ -23,6 +23,7 @@ from jaxattn import (
 )
 from jaxattn import errors as errors_module
 from jaxattn.curves import Curves, default_contexts
+from jaxattn.pages import Pages
 from jaxattn.recipe import Recipe
 
 S, H, D = 20_000, 32, 16  # past the first piece of 2^14 keys
@@ -57,12 +58,12 @@ def outcomes(monkeypatch):
     """(context, (result, log-sum-exp, lost share of l)) of each error_curves, as they come."""
     seen, run_all = [], curves_module.run_all
 
-    def spy(jobs, reader, exact, report, *rest, **shared):
+    def spy(jobs, pages, exact, report, *rest, **shared):
         def see(members, context, outcome):
             seen.append((context, finished(outcome)))
             report(members, context, outcome)
 
-        run_all(jobs, reader, exact, see, *rest, **shared)
+        run_all(jobs, pages, exact, see, *rest, **shared)
 
     monkeypatch.setattr(curves_module, "run_all", spy)
     return seen
@@ -252,16 +253,35 @@ class TestStreams:
 
     def test_pages_are_let_go(self, monkeypatch):
         """However far apart the contexts are: 16 pages of 2^14 keys, never more than a few held."""
-        held, forget = [], passes.Reader.forget
+        held, forget = [], Pages.forget
 
-        def spy(reader, below):
-            held.append(len(reader.pages))
-            forget(reader, below)
+        def spy(pages, below):
+            held.append(len(pages.made))
+            forget(pages, below)
 
-        monkeypatch.setattr(passes.Reader, "forget", spy)
+        monkeypatch.setattr(Pages, "forget", spy)
         query, stream = inputs.regime("gaussian", length=2**18, seed=0, heads=1, head_dim=8)
         error_curves(query[:, :2], stream, None, ["float32"], contexts=[2**18])
         assert max(held) <= 4
+
+    @pytest.mark.parametrize("changes", [{"kv_order": "backward"}, {"split_kv": 3}])
+    def test_pages_that_walks_come_back_to_are_few(self, monkeypatch, changes):
+        """Each context has walks of its own, which go over the same keys: 8 pages of 2^14."""
+        query, stream = inputs.regime("gaussian", length=2**17, seed=0, heads=1, head_dim=8)
+        recipes, contexts = [FLOAT32.replace(name="back", **changes)], [2**16, 2**17]
+        expected = error_curves(query[:, :2], stream, None, recipes, contexts=contexts)
+        made, read = [], Pages.read
+
+        def spy(pages, start, stop):
+            found = read(pages, start, stop)
+            made.append(set(pages.made))
+            return found
+
+        monkeypatch.setattr(Pages, "read", spy)
+        monkeypatch.setattr("jaxattn.pages.KEPT", 3 * 2**14 * (8 + 8) * 2)
+        curves = error_curves(query[:, :2], stream, None, recipes, contexts=contexts)
+        assert_equal(curves, expected)
+        assert max(map(len, made)) <= 4 and set.union(*made) == set(range(8))
 
     def test_queries_of_a_stream_have_no_batch(self):
         query, stream = inputs.regime("gaussian", length=300, seed=0, heads=1, head_dim=8)

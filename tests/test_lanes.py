@@ -10,6 +10,7 @@ from jaxattn import error_curves, kernels, passes, tiles
 from jaxattn.curves import _Arrays
 from jaxattn.formats import FLOAT32, format_of
 from jaxattn.lanes import QUANTITIES, structure_of, weave
+from jaxattn.pages import Pages
 from jaxattn.recipe import Recipe
 
 S, K, H, D = 1200, 2, 32, 16
@@ -45,7 +46,7 @@ def outcomes(recipes, queries, contexts=CONTEXTS):
     tile = tiles.tile_of(recipes[0].kv_block, contexts[-1], H, D)
     job = passes.Job(list(range(len(recipes))), list(recipes), tile, list(contexts))
     formats = [format_of(dtype) for dtype in (np.float32, np.float16, np.float16)]
-    steps = passes.run(job, passes.Reader(_Arrays(key, value)), rows, 1, D, H**-0.5, formats)
+    steps = passes.run(job, Pages(_Arrays(key, value), key.shape[1]), rows, 1, D, H**-0.5, formats)
     return {
         context: tuple(x[:, outcome.lanes.recipes].swapaxes(0, 1) for x in finished(outcome))
         for _, context, outcome in steps
