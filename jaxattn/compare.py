@@ -10,8 +10,8 @@ from jaxattn import kernels, metrics
 from jaxattn.agreement import Agreement, agreement, correlation
 from jaxattn.attention import dot_product_attention
 from jaxattn.captures import LAYOUT_RULE
+from jaxattn.exact import ONE_THREAD
 from jaxattn.outputs import outputs
-from jaxattn.passes import ONE_THREAD
 from jaxattn.recipe import Recipe
 from jaxattn.reference import reference_attention
 from jaxattn.remarks import better_reading, remarks_on

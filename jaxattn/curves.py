@@ -16,10 +16,11 @@ from jax.sharding import Mesh
 from jaxattn import block_rules, kernels, tiles
 from jaxattn import metrics as measures
 from jaxattn.errors import Errors
+from jaxattn.exact import Exact
 from jaxattn.formats import format_of
 from jaxattn.lanes import structure_of
 from jaxattn.pages import Pages
-from jaxattn.passes import Exact, Job, Report, run_all
+from jaxattn.passes import Job, Report, run_all
 from jaxattn.recipe import Recipe
 
 LONGEST = 2**30  # keys are counted in 32 bits

@@ -6,100 +6,21 @@ a compilation of their own.
 """
 
 import functools
-import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from threadpoolctl import ThreadpoolController
 
-from jaxattn import accumulation, online_softmax, reference, scores, tiles
+from jaxattn import accumulation, online_softmax, scores, tiles
 from jaxattn.attention import storage, traced
+from jaxattn.exact import Exact
 from jaxattn.formats import Format
 from jaxattn.lanes import Lanes, random_keys, weave
 from jaxattn.pages import PAGE_KEYS, Pages
 from jaxattn.recipe import Recipe
-
-PIECE_KEYS = PAGE_KEYS  # as many slots are laid out at once
-AHEAD = 2  # pages that may wait for the reference
-
-
-class Exact:
-    """Reference outputs at ascending contexts: a state that takes in the keys as passes go.
-
-    It has a thread of its own, and NumPy's products have no other: those of OpenBLAS wait for each
-    other without rest, and XLA's for them.
-    """
-
-    def __init__(self, pages: Pages, query: np.ndarray, contexts: list[int]) -> None:
-        self.pages, self.query, self.contexts = pages, query, contexts
-        self.state: reference.State | None = None
-        self.at = 0
-        self.waiting: list[tuple[int, Future]] = []
-        self.known: dict[int, Future] = {}
-
-    def __enter__(self) -> "Exact":
-        self.worker = ThreadPoolExecutor(1, "reference")
-        ONE_THREAD.__enter__()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.worker.shutdown(cancel_futures=True)
-        ONE_THREAD.__exit__()
-
-    def advance(self, position: int) -> None:
-        """Takes in whole pages, and what leads up to a context, as far as `position`."""
-        while (stop := next((n for n in self.contexts if n > self.at), None)) is not None:
-            end = min(self.at - self.at % PIECE_KEYS + PIECE_KEYS, stop)
-            if end > position:
-                return
-            piece = self.worker.submit(self._extend, *self.pages.read(self.at, end), end == stop)
-            if end == stop:
-                self.known[stop] = piece
-            self.waiting.append((end, piece))
-            self.at = end
-            while self.waiting[0][0] <= end - AHEAD * PIECE_KEYS:
-                self.waiting.pop(0)[1].result()
-
-    def _extend(self, key: np.ndarray, value: np.ndarray, finish: bool) -> Any:
-        self.state = reference.extend(self.state, self.query, key, value)
-        return reference.finish(self.state) if finish else None
-
-    def __call__(self, context: int) -> tuple[np.ndarray, np.ndarray]:
-        """(output [K, R, D], log-sum-exp [K, R]) in float64 over the first `context` keys."""
-        self.advance(context)
-        return self.known[context].result()
-
-
-class _OneThread:
-    """NumPy's products have one thread from the first that enters to the last that leaves."""
-
-    def __init__(self) -> None:
-        self.lock, self.users = threading.Lock(), 0
-
-    def __enter__(self) -> None:
-        with self.lock:
-            self.users += 1
-            if self.users == 1:
-                self.limit = _threads().limit(limits=1, user_api="blas")
-
-    def __exit__(self, *error: object) -> None:
-        with self.lock:
-            self.users -= 1
-            if not self.users:
-                self.limit.restore_original_limits()
-
-
-ONE_THREAD = _OneThread()
-
-
-@functools.cache
-def _threads() -> ThreadpoolController:
-    return ThreadpoolController()
 
 
 class Job(NamedTuple):
@@ -199,7 +120,7 @@ def _segment(
     """
     tile, order, stop = job.tile, lanes.structure.kv_order, contexts[-1]
     starts = tiles.block_starts(start, stop, tile, order)
-    count = max(1, PIECE_KEYS // (tile.width * tile.blocks))
+    count = max(1, PAGE_KEYS // (tile.width * tile.blocks))
     for first in range(0, len(starts), count):
         some = starts[first : first + count]
         filled = len(some)
@@ -318,7 +239,7 @@ def run_all(
         at = dict.fromkeys(walks, 0)
         once = all(job.recipes[0].one_walk for job in group)
         while walks:
-            exact.advance(min(at.values()) + PIECE_KEYS)  # beside the walk over the same keys
+            exact.advance(min(at.values()) + PAGE_KEYS)  # beside the walk over the same keys
             i = min(walks, key=lambda i: at[i])
             for position, context, outcome in walks[i]:
                 if outcome is not None and context is not None:

@@ -5,15 +5,17 @@ function as a stream of pieces of keys, for error curves. Both compute
 softmax(softcap(scale * Q K^T) + bias) V with every input widened exactly to float64.
 """
 
-from typing import Literal, NamedTuple, overload
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, NamedTuple, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Float64 = NDArray[np.float64]
 Bool = NDArray[np.bool_]
+Map = Callable[..., Iterable[Any]]
 
-KEYS_PER_PIECE = 2048  # a piece of keys and its scores stay in cache; memory is flat in S
+KEYS_PER_PIECE = 1024  # of one head: they and their scores stay in cache; memory is flat in S
 
 
 @overload
@@ -149,7 +151,7 @@ def reference_attention(
 def _softmax_times(scores: Float64, value: Float64, sink: float | None) -> tuple[Float64, Float64]:
     """softmax(scores [T, S]) value [S, D] and the row's log-sum-exp; scores are overwritten."""
     m = scores.max(axis=1, initial=-np.inf if sink is None else sink)
-    shift = np.where(m == -np.inf, 0.0, m)
+    shift = _shift(m)
     p = np.exp(np.subtract(scores, shift[:, None], out=scores), out=scores)
     l = p.sum(axis=1)
     if sink is not None:
@@ -172,14 +174,17 @@ class State(NamedTuple):
     o: Float64  # [K, R, D] sum of exp(score - m) * value
 
 
-def extend(state: State | None, query: Float64, key: ArrayLike, value: ArrayLike) -> State:
-    """The state after one more piece of keys; the state given is left as it was.
+def extend(
+    state: State | None, query: Float64, key: ArrayLike, value: ArrayLike, each: Map = map
+) -> State:
+    """The state after some more keys; the state given is left as it was.
 
     Args:
       state: what came before, or None at the first key.
       query: float64 [K, R, H], already multiplied by the scale; R rows share one key/value head.
-      key: [S, K, H], any float dtype, widened exactly (float32 costs least, then float16).
+      key: [S, K, H], any float dtype, widened exactly.
       value: [S, K, D].
+      each: `map`, or that of an executor whose threads share the work; the result is the same.
 
     Raises:
       TypeError, ValueError: dtypes or shapes that do not fit.
@@ -193,36 +198,45 @@ def extend(state: State | None, query: Float64, key: ArrayLike, value: ArrayLike
         raise ValueError(
             f"key and value must be [S, {K}, {H}] and [S, {K}, D], got {key.shape}, {value.shape}"
         )
+
+    def part(at: tuple[int, int]) -> State:
+        start, head = at
+        piece = slice(start, start + KEYS_PER_PIECE)
+        with np.errstate(invalid="ignore", over="ignore", under="ignore"):
+            scores = query[head] @ key[piece, head].astype(np.float64).T
+            m = scores.max(axis=1)
+            p = np.exp(np.subtract(scores, _shift(m)[:, None], out=scores), out=scores)
+            return State(m, p.sum(axis=1), p @ value[piece, head].astype(np.float64))
+
+    places = [(start, head) for start in range(0, S, KEYS_PER_PIECE) for head in range(K)]
+    parts = list(each(part, places))
+    heads = (parts[i : i + K] for i in range(0, len(parts), K))
+    pieces = [State(*map(np.stack, zip(*some, strict=True))) for some in heads]
     if state is None:
-        m, l, o = np.full((K, R), -np.inf), np.zeros((K, R)), np.zeros((K, R, D))
-    else:
-        m, l, o = (x.copy() for x in state)
-    size = min(S, KEYS_PER_PIECE)
-    wide_key, wide_value, scores = np.empty((size, H)), np.empty((size, D)), np.empty((R, size))
+        state = State(np.full((K, R), -np.inf), np.zeros((K, R)), np.zeros((K, R, D)))
+    return _merged([state, *pieces])
+
+
+def _merged(states: list[State]) -> State:
+    """The states of successive keys as one, in their order."""
+    m = np.maximum.reduce([state.m for state in states])
+    l, o = np.zeros_like(states[0].l), np.zeros_like(states[0].o)
     with np.errstate(invalid="ignore", over="ignore", under="ignore"):
-        for start in range(0, S, KEYS_PER_PIECE):
-            piece = slice(start, min(start + KEYS_PER_PIECE, S))
-            n = piece.stop - start
-            if n < size:
-                wide_key, wide_value = wide_key[:n], wide_value[:n]
-                scores = np.empty((R, n))
-            for h in range(K):
-                np.copyto(wide_key, key[piece, h])
-                np.copyto(wide_value, value[piece, h])
-                np.matmul(query[h], wide_key.T, out=scores)
-                m_next = np.maximum(m[h], scores.max(axis=1))
-                shift = np.where(m_next == -np.inf, 0.0, m_next)
-                p = np.exp(np.subtract(scores, shift[:, None], out=scores), out=scores)
-                a = np.exp(m[h] - shift)
-                l[h] = a * l[h] + p.sum(axis=1)
-                o[h] = a[:, None] * o[h] + p @ wide_value
-                m[h] = m_next
+        for state in states:
+            a = np.exp(state.m - _shift(m))
+            l += a * state.l
+            o += a[..., None] * state.o
     return State(m, l, o)
+
+
+def _shift(m: Float64) -> Float64:
+    """m, or 0 where it is -inf: of no key, or of keys that are all masked."""
+    return np.where(m == -np.inf, 0.0, m)
 
 
 def finish(state: State) -> tuple[Float64, Float64]:
     """Output [K, R, D] and log-sum-exp [K, R] (nats) of the keys so far; 0 and -inf if none."""
-    return _normalise(np.where(state.m == -np.inf, 0.0, state.m), state.l, state.o)
+    return _normalise(_shift(state.m), state.l, state.o)
 
 
 def _floats(name: str, x: ArrayLike) -> NDArray[np.floating]:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxattn.captures import LAYOUT_RULE
-from jaxattn.passes import ONE_THREAD
+from jaxattn.exact import ONE_THREAD
 from jaxattn.reference import reference_attention
 
 FAR = 0.1  # NMSE that no rounding explains

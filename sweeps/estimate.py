@@ -99,17 +99,18 @@ def _bytes(
     itemsize: int,
 ) -> int:
     from jaxattn.errors import IN_CACHE
-    from jaxattn.pages import KEPT
-    from jaxattn.passes import PIECE_KEYS
+    from jaxattn.exact import thread_count
+    from jaxattn.pages import KEPT, PAGE_KEYS
     from jaxattn.reference import KEYS_PER_PIECE
     from jaxattn.tiles import tile_of
 
     rows, H = math.prod(shape[:3]), shape[3]
     results = len(recipes) * len(C) * rows * ROW_BYTES + len(C) * rows * (TABLE_BYTES + 8 * D)
-    piece = heads * (H + D) * min(PIECE_KEYS, C[-1]) * itemsize
-    # Of the float64 reference, one head at a time.
-    scores = (H + D + rows // heads) * KEYS_PER_PIECE * 8
-    held, step, outputs = 4 * piece + scores, 0, 0
+    piece = heads * (H + D) * min(PAGE_KEYS, C[-1]) * itemsize
+    # Of the float64 reference: what its threads work on, and what they make of a page.
+    scores = thread_count() * (H + D + rows // heads) * KEYS_PER_PIECE * 8
+    sums = min(PAGE_KEYS, C[-1]) / KEYS_PER_PIECE * rows * D * 8
+    held, step, outputs = 4 * piece + scores + int(sums), 0, 0
     if not all(recipe.one_walk for recipe in recipes):
         held += min(KEPT, heads * (H + D) * C[-1] * itemsize)
     groups = by_structure(recipes).values()
@@ -117,7 +118,7 @@ def _bytes(
         layouts = {tile_of(members[0].kv_block, n, H, D, TILE_KEYS): n for n in C}
         width = 8 if members[0].storage == "float64" else 4
         lanes = len(members)
-        waiting = sum(n > PIECE_KEYS for n in layouts.values())  # for the others to catch up
+        waiting = sum(n > PAGE_KEYS for n in layouts.values())  # for the others to catch up
         held += waiting * (piece + 2 * lanes * rows * D * width) + rows * H * width
         tile = max(tile.width * tile.blocks for tile in layouts)
         # p·v of each block, but where each key's is added as it is made

@@ -37,6 +37,7 @@ ORDER = (
     "jaxattn.inputs",
     "jaxattn.captures",
     "jaxattn.pages",
+    "jaxattn.exact",
     "jaxattn.passes",
     "jaxattn.errors",
     "jaxattn.curves",

@@ -18,11 +18,11 @@ from jaxattn import (
     inputs,
     kernels,
     metrics,
-    passes,
     reference_attention,
 )
 from jaxattn import errors as errors_module
 from jaxattn.curves import Curves, default_contexts
+from jaxattn.exact import Exact
 from jaxattn.pages import Pages
 from jaxattn.recipe import Recipe
 
@@ -189,7 +189,7 @@ def test_two_calls_at_once_leave_the_threads_of_products_as_they_were():
         return [x["num_threads"] for x in threadpool_info() if x["user_api"] == "blas"]
 
     def enter():
-        return passes.Exact(None, np.zeros((1, 1, 1)), [1]).__enter__()
+        return Exact(None, np.zeros((1, 1, 1)), [1]).__enter__()
 
     before = threads()
     one, other = enter(), enter()

@@ -3,6 +3,7 @@
 import functools
 import itertools
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from sweeps.speed.measure import (
@@ -67,20 +68,22 @@ def curves(recipes: list[Any], problem: Problem, contexts: list[int] | None = No
 
 
 def reference(problem: Problem) -> Call:
-    """The float64 reference alone, a stream of pieces as error_curves reads them."""
-    from jaxattn import passes
-    from jaxattn import reference as exact
+    """The float64 reference alone, with the threads and the pages that error_curves gives it."""
+    from jaxattn import reference as whole
+    from jaxattn.exact import ONE_THREAD, thread_count
+    from jaxattn.pages import PAGE_KEYS
 
     query, key, value = problem.layout("float16")
     rows = query[0].swapaxes(0, 1).astype("float64") * HEAD_DIM**-0.5
 
     def call() -> Any:
         state = None
-        for start in range(0, key.shape[1], passes.PIECE_KEYS):
-            piece = slice(start, start + passes.PIECE_KEYS)
-            state = exact.extend(state, rows, key[0, piece], value[0, piece])
+        with ThreadPoolExecutor(thread_count()) as pool, ONE_THREAD:
+            for start in range(0, key.shape[1], PAGE_KEYS):
+                page = slice(start, start + PAGE_KEYS)
+                state = whole.extend(state, rows, key[0, page], value[0, page], pool.map)
         assert state is not None
-        return exact.finish(state)
+        return whole.finish(state)
 
     return call
 
