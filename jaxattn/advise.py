@@ -16,10 +16,11 @@ import numpy as np
 from jaxattn import captures, kernels, lattice, metrics
 from jaxattn.candidates import Candidate, front, recommend, staircase, weigher
 from jaxattn.cost import WEIGHTS, in_matrix_unit
-from jaxattn.curves import LONGEST, default_contexts, error_curves
+from jaxattn.curves import error_curves
 from jaxattn.formats import unknown
 from jaxattn.inputs import REGIMES, regime
 from jaxattn.recipe import Recipe
+from jaxattn.walk import LONGEST, default_contexts
 
 SHORTEST = 256  # the first context that is looked at
 DEFAULT_REGIMES = ("gaussian", "biased_v", "flat", "sink", "uniform01")

@@ -9,10 +9,10 @@ import numpy as np
 
 from jaxattn import online_softmax
 from jaxattn.attention import storage
-from jaxattn.curves import walk_of
 from jaxattn.lanes import Lanes
 from jaxattn.passes import Outcome
 from jaxattn.recipe import Recipe
+from jaxattn.walk import walk_of
 
 
 class Outputs(NamedTuple):

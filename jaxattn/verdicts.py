@@ -7,15 +7,8 @@ import numpy as np
 from jaxattn.formats import name_of
 from jaxattn.practice import MATRICES, Matrix, Rule, dtype_of
 from jaxattn.recipe import beside
-from jaxattn.thresholds import (
-    ACCUMULATORS,
-    CONFIDENCE,
-    SAMPLE_SIZES,
-    SIZES,
-    Thresholds,
-    Tried,
-    corrected,
-)
+from jaxattn.thresholds import SAMPLE_SIZES, Thresholds
+from jaxattn.trials import ACCUMULATORS, CONFIDENCE, SIZES, Tried, lifted
 
 WORDS = {
     "nmse": "NMSE",
@@ -57,11 +50,11 @@ def text(found: Thresholds) -> list[str]:
         lines.append(f"  not run on {dtype} tensors here: {', '.join(others)}")
     for matrix in found.matrices:
         own = found.practice[matrix.name]
-        kernel, correct = np.median(own.kernel[-1]), np.median(own.correct[-1])
+        kernel, other = np.median(own.kernel[-1]), np.median(own.lifted[-1])
         lines += [
             f"  {matrix.name}: {rule_text(matrix.rule)}",
             f"    {matrix.inputs}, {_numbers(own.contexts)} keys: {noticed(own)}"
-            f" ({kernel:.2g}; lifted {correct:.2g})",
+            f" ({kernel:.2g}; lifted {other:.2g})",
             f"    not tried: {matrix.partial}",
         ]
     longest = found.search["", regimes[0]].contexts[-1]
@@ -84,7 +77,7 @@ def text(found: Thresholds) -> list[str]:
         )
         for level in found.levels[regime]:
             lines.append(
-                f"  {'':<12}{level.context:>9,}{level.correct:>10.2g}{level.kernel:>10.2g}"
+                f"  {'':<12}{level.context:>9,}{level.lifted:>10.2g}{level.kernel:>10.2g}"
                 f"{level.limit:>10.2g}{_rate(level.false_alarm):>24}{_rate(level.miss):>24}"
             )
     lines += [
@@ -106,8 +99,8 @@ def text(found: Thresholds) -> list[str]:
 
 
 def sound(found: Thresholds) -> bool:
-    """Whether the kernel is its own correction, so that no limit tells them apart."""
-    return corrected(found.kernel).identity() == found.kernel.identity()
+    """Whether the kernel is itself when lifted, so that no limit tells them apart."""
+    return lifted(found.kernel).identity() == found.kernel.identity()
 
 
 def least(found: Thresholds) -> list[str]:
@@ -176,7 +169,7 @@ def to_dict(found: Thresholds) -> dict[str, Any]:
             "contexts": x.contexts,
             "limit": x.limit,
             "kernel": x.kernel,
-            "correct": x.correct,
+            "lifted": x.lifted,
             "seen_from": x.seen,
             "false_alarm_from": x.false_alarm,
         }

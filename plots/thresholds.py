@@ -1,4 +1,4 @@
-"""thresholds: errors of a kernel and of the corrected one, and limits that tell them apart."""
+"""thresholds: errors of a kernel and of the lifted one, and limits that tell them apart."""
 
 import textwrap
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ from plots.answers import context, decades, number, some, within, word
 from plots.curves import context_axis, error_scale
 from plots.labels import label_ends
 
-KERNEL, CORRECT, LIMIT, RULE = "#D55E00", "#009E73", "#0072B2", "#333333"
+KERNEL, LIFTED, LIMIT, RULE = "#D55E00", "#009E73", "#0072B2", "#333333"
 MOST_REGIMES = 8
 
 
@@ -20,7 +20,7 @@ class Limits(NamedTuple):
 
     contexts: list[int]
     kernel: list[float]
-    correct: list[float]
+    lifted: list[float]
     limit: list[float]
     errs: list[bool]
 
@@ -53,7 +53,7 @@ def _limits(levels: Any) -> Limits:
     contexts = [context(level["context"]) for level in levels]
     if contexts != sorted(set(contexts)):
         raise ValueError("contexts do not grow")
-    return Limits(contexts, column("kernel"), column("correct"), column("limit"), errs)
+    return Limits(contexts, column("kernel"), column("lifted"), column("limit"), errs)
 
 
 def draw(judged: Judged) -> Figure:
@@ -79,9 +79,8 @@ def draw(judged: Judged) -> Figure:
     figures.name_contexts(figure)
     return figures.finish(
         figure,
-        f"Limits to tell {judged.kernel} from itself corrected",
-        "medians over samples of one head; corrected: accumulators in float32; "
-        f"rule: {judged.rule}",
+        f"Limits to tell {judged.kernel} from itself lifted",
+        f"medians over samples of one head; lifted: accumulators in float32; rule: {judged.rule}",
         key,
     )
 
@@ -89,10 +88,10 @@ def draw(judged: Judged) -> Figure:
 def _panel(ax: Axes, limits: Limits, rule: float) -> None:
     ax.axhline(rule, color=RULE, linewidth=0.7, linestyle=(0, (4, 2)))
     x, last = limits.contexts, limits.contexts[-1]
-    kernel, correct = within(ax, limits.kernel), within(ax, limits.correct)
+    kernel, lifted = within(ax, limits.kernel), within(ax, limits.lifted)
     limit = within(ax, limits.limit)
     ax.plot(x, kernel, color=KERNEL)
-    ax.plot(x, correct, color=CORRECT)
+    ax.plot(x, lifted, color=LIFTED)
     ax.plot(x, limit, color=LIMIT, linestyle=figures.DASHED, linewidth=0.8)
     for n, y, errs in zip(x, limit, limits.errs, strict=True):
         face = "white" if errs else LIMIT
@@ -102,6 +101,6 @@ def _panel(ax: Axes, limits: Limits, rule: float) -> None:
         (last, rule, "the rule's", RULE),
         (last, float(kernel[-1]), "kernel", KERNEL),
         (last, float(limit[-1]), "limit", LIMIT),
-        (last, float(correct[-1]), "corrected", CORRECT),
+        (last, float(lifted[-1]), "lifted", LIFTED),
     ]
     label_ends(ax, ends)

@@ -122,17 +122,17 @@ def _largest(heads: Sequence[Sequence[Any]]) -> str:
 
 def _thresholds(told: dict[str, Any]) -> list[str]:
     lines = [f"{told['kernel']}; the rule asked about: {told['rule']}", ""]
-    rows = [["inputs", "keys", "correct", "kernel", "limit", "false alarms", "misses"]]
+    rows = [["inputs", "keys", "lifted", "kernel", "limit", "false alarms", "misses"]]
     for regime, levels in told["limits"].items():
         for level in levels:
-            numbers = [f"{float(level[name]):.2g}" for name in ("correct", "kernel", "limit")]
+            numbers = [f"{float(level[name]):.2g}" for name in ("lifted", "kernel", "limit")]
             rates = ["{}/{}".format(*level[name][:2]) for name in ("false_alarm", "miss")]
             rows.append([regime, f"{int(level['context']):,}", *numbers, *rates])
     lines += [*_table(rows), "", "What to add"]
     for test in told["tests"]:
         seen, alarm = (test["own"][name] for name in ("seen_from", "false_alarm_from"))
         own = "does not see it" if seen is None else f"sees it from {int(seen):,} keys"
-        own += "" if alarm is None else f", fails a correct kernel from {int(alarm):,}"
+        own += "" if alarm is None else f", fails the lifted one from {int(alarm):,}"
         lines += [f"  {test['name']}: as it is, {own}", *(f"    {line}" for line in test["add"])]
     return lines
 

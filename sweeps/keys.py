@@ -13,7 +13,8 @@ FORMAT = "jaxattn sweep 1"  # of the rows and the manifest: change it when eithe
 WITHOUT_NUMBERS = frozenset(
     {
         *("__init__", "__main__", "atlas", "attribution", "fields", "kernels", "theory", "advise"),
-        *("compare", "outputs", "practice", "thresholds", "verdicts"),
+        *("agreement", "command", "compare", "compare_text", "outputs", "practice", "remarks"),
+        *("thresholds", "trials", "verdicts"),
         *("cost", "lattice", "candidates", "advice_text"),
     }
 )

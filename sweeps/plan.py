@@ -239,7 +239,7 @@ def jobs_of(
     study: Study, recipes: Mapping[str, Any], inputs: Iterable[Inputs], sources: str
 ) -> list[Job]:
     """A job for each input: every recipe at every block setting of the study."""
-    from jaxattn.curves import default_contexts
+    from jaxattn.walk import default_contexts
 
     settings = {name: blocks_of(study, name, recipe) for name, recipe in recipes.items()}
     jobs = []

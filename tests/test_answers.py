@@ -66,7 +66,7 @@ COMPARISON = {
 }
 RATE, ALARM = [0, 8, 0.0, 0.3], [1, 8, 0.0, 0.5]
 LIMITS = [
-    {"context": n, "kernel": k, "correct": 1e-7, "limit": 4e-7, "false_alarm": rate, "miss": RATE}
+    {"context": n, "kernel": k, "lifted": 1e-7, "limit": 4e-7, "false_alarm": rate, "miss": RATE}
     for n, k, rate in ((256, 5e-7, ALARM), (512, 2e-6, RATE), (1024, "inf", RATE))
 ]
 THRESHOLDS = {
@@ -174,7 +174,7 @@ def test_thresholds_show_which_limits_err(tmp_path):
     marks = [x for x in ax.lines if x.get_marker() == "o"]
     assert [x.get_markerfacecolor() for x in marks] == ["white"] + [thresholds.LIMIT] * 2
     assert lines(ax, thresholds.KERNEL)[0] == [5e-7, 2e-6, ax.get_ylim()[1]]
-    assert lines(ax, thresholds.CORRECT)[0] == [1e-7] * 3
+    assert lines(ax, thresholds.LIFTED)[0] == [1e-7] * 3
     assert [5e-4, 5e-4] in lines(ax, thresholds.RULE)
 
 

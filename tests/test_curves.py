@@ -21,10 +21,11 @@ from jaxattn import (
     reference_attention,
 )
 from jaxattn import errors as errors_module
-from jaxattn.curves import Curves, default_contexts
+from jaxattn.curves import Curves
 from jaxattn.exact import Exact
 from jaxattn.pages import Pages
 from jaxattn.recipe import Recipe
+from jaxattn.walk import default_contexts
 
 S, H, D = 20_000, 32, 16  # past the first piece of 2^14 keys
 ROOT = Path(__file__).resolve().parent.parent

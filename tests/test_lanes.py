@@ -7,11 +7,11 @@ import pytest
 from finished import finished
 
 from jaxattn import error_curves, kernels, passes, tiles
-from jaxattn.curves import _Arrays
 from jaxattn.formats import FLOAT32, format_of
 from jaxattn.lanes import QUANTITIES, structure_of, weave
 from jaxattn.pages import Pages
 from jaxattn.recipe import Recipe
+from jaxattn.walk import _Arrays
 
 S, K, H, D = 1200, 2, 32, 16
 CONTEXTS = [100, 640, S]  # inside a block, inside a tile, the end

@@ -12,7 +12,7 @@ from jaxattn import inputs, kernels, practice, thresholds, verdicts
 from jaxattn.fields import SITES
 from jaxattn.formats import BFLOAT16, FLOAT32, name_of
 from jaxattn.practice import LLAMA, MATRICES, RULES, STATISTICS, Rule, rule_of
-from jaxattn.thresholds import attempt, corrected, levels, rate, separate
+from jaxattn.trials import ACCUMULATORS, SIZES, Tried, attempt, levels, lifted, rate, separate
 from plots.answers import figure_of
 
 RNG = np.random.default_rng(11)
@@ -67,12 +67,12 @@ def test_a_metric_that_is_none_is_refused(text):
 
 
 @pytest.mark.parametrize("name", kernels.names())
-def test_the_corrected_kernel_keeps_what_is_no_accumulator(name):
+def test_the_lifted_kernel_keeps_what_is_no_accumulator(name):
     recipe = kernels.get(name)
-    sound = corrected(recipe)
+    sound = lifted(recipe)
     for site in SITES:
         was, now = getattr(recipe, site), getattr(sound, site)
-        if site in thresholds.ACCUMULATORS:
+        if site in ACCUMULATORS:
             assert now == FLOAT32 or (now == was and name_of(was) == "float64"), site
         else:
             assert now == was, site
@@ -105,9 +105,9 @@ def test_a_planted_defect_is_seen_and_float32_is_not():
     rule = Rule("nmse", 5e-4)
     for kernel, seen in ((PLANTED, True), (METAL, False)):
         (tried,) = attempt(kernel, [rule], "gaussian", (300, 600), (0, 1), SMALL)
-        assert tried.kernel.shape == tried.correct.shape == (2, 2)
+        assert tried.kernel.shape == tried.lifted.shape == (2, 2)
         assert (tried.seen is not None) == seen and tried.false_alarm is None
-    np.testing.assert_array_equal(tried.kernel, tried.correct)  # float32 is its own correction
+    np.testing.assert_array_equal(tried.kernel, tried.lifted)  # float32 is its own correction
 
 
 def test_an_oracle_does_not_see_itself_and_fails_a_sound_kernel():
@@ -133,13 +133,13 @@ def test_an_overflow_is_seen():
     assert by_oracle.kernel[1] == pytest.approx(1) and by_output.kernel[1] == np.inf
     kernel = METAL.replace(name="broken", rescaled_output="e2m3", output="e2m3")
     for tried in attempt(kernel, rules, "flat", (300, 600), (0,), SMALL):
-        assert tried.kernel[1] == np.inf and tried.correct[1] < 1e-6
+        assert tried.kernel[1] == np.inf and tried.lifted[1] < 1e-6
 
 
 @pytest.fixture(scope="module")
 def found():
     """Samples and the matrix have the shape of the search, so that one program does for all."""
-    shape = thresholds.SIZES
+    shape = SIZES
     matrix = LLAMA._replace(contexts=(113,), sizes=shape, rule=Rule("nmse_llama", 5e-4))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(thresholds, "SAMPLE_SIZES", shape)
@@ -156,7 +156,7 @@ def test_answers_in_words_and_numbers(found):
     assert found.practice[LLAMA.name].seen == 113
     assert [level.context for level in found.levels["gaussian"]] == [256, 512]
     for level in found.levels["gaussian"]:
-        assert level.correct < level.limit < level.kernel
+        assert level.lifted < level.limit < level.kernel
         assert level.false_alarm[:2] == level.miss[:2] == (0, 8)
     told = json.loads(json.dumps(thresholds_plain(found)))
     assert told["limits"]["gaussian"][0]["context"] == 256
@@ -246,7 +246,7 @@ def test_fresh_draws_err_as_often_as_stated(output):
     )
     (sample,), (fresh,) = draw(range(16)), draw(range(5000, 5050))
     for i, level in enumerate(levels(sample)):
-        alarms, misses = fresh.correct[i] > level.limit, fresh.kernel[i] <= level.limit
+        alarms, misses = fresh.lifted[i] > level.limit, fresh.kernel[i] <= level.limit
         for stated, events in ((level.false_alarm, alarms), (level.miss, misses)):
             k, n = int(events.sum()), len(events)
             assert n == 400 and stated[1] == 64
@@ -283,16 +283,16 @@ def test_a_sound_kernel_is_told_so(found):
 
 def test_words_do_not_hide_a_false_alarm():
     at, bad, good = np.array([256, 512]), np.array([[0.0, 2], [2, 2]]), np.zeros((2, 2))
-    tried = thresholds.Tried(at, bad, good, 1.0)
+    tried = Tried(at, bad, good, 1.0)
     assert verdicts.noticed(tried) == "seen from 512" and tried.useful == 512
     assert verdicts.noticed(tried._replace(kernel=bad[:1], contexts=at[:1])) == (
         "seen in some draws only"
     )
     assert verdicts.noticed(tried._replace(kernel=good)) == "not seen"
-    alarming = tried._replace(correct=bad)  # one draw is enough to call it one
+    alarming = tried._replace(lifted=bad)  # one draw is enough to call it one
     assert verdicts.noticed(alarming) == "seen from 512; fails the lifted one too, from 256"
     assert alarming.useful is None
-    early = tried._replace(kernel=2 * np.ones((2, 2)), correct=np.array([[2.0, 0], [0, 0]]))
+    early = tried._replace(kernel=2 * np.ones((2, 2)), lifted=np.array([[2.0, 0], [0, 0]]))
     assert early.seen == 256 and early.useful == 512
     gone = tried._replace(kernel=bad[::-1])
     assert verdicts.noticed(gone) == "seen from 256~" and gone.useful == 256

@@ -187,7 +187,7 @@ def _parts(
     sources: list[Inputs],
     numbers: str,
 ) -> list[Part]:
-    from jaxattn.curves import default_contexts
+    from jaxattn.walk import default_contexts
 
     name = study.recipes[0]
     by_block = plan.blocks_of(study, name, recipe)

@@ -174,7 +174,7 @@ def many() -> Iterator[Row]:
 def passes(recipe: Any, problem: Problem) -> str:
     """How many keys error_curves walks at its default contexts, where it is not each key once."""
     from jaxattn import tiles
-    from jaxattn.curves import default_contexts
+    from jaxattn.walk import default_contexts
 
     keys = len(problem.key)
     layouts = {
