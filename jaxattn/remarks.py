@@ -16,16 +16,21 @@ BETTER = 0.1  # error of a reading, or of an order of heads, that is believed, t
 MUCH = 30  # times the error of every recipe: a mistake where V has a mean is not FAR
 
 
+GIVEN, EXCHANGED = "", "with head and token exchanged"
+INTERLEAVED = "with query head h on KV head h % K"
+NOT_LAST, NOT_FIRST = "without the last key of each query", "without the first key"
+MULTIPLES = (32, 64, 128, 256)  # that kernels pad keys to
+
+
 class Reading(NamedTuple):
-    """causal: query t sees keys up to S - T + t; layout: of the arrays; scale: of the scores."""
+    """causal: query t sees keys up to S - T + t; layout: of the arrays; scale: of the scores;
+    keys: those that are lost; zeros: how many follow them, which no mask hides."""
 
     causal: bool
     layout: str
     scale: float
-
-
-GIVEN, EXCHANGED = "", "with head and token exchanged"
-INTERLEAVED = "with query head h on KV head h % K"
+    keys: str = GIVEN
+    zeros: int = 0
 
 
 def better_reading(
@@ -43,21 +48,24 @@ def better_reading(
     the first queries alone may betray a causal kernel; no recipe runs.
     """
     N, K, H = query.shape[2], key.shape[2], query.shape[3]
-    own = H**-0.5 if scale is None else scale
+    S, own = key.shape[1], H**-0.5 if scale is None else scale
     straight = (query, key, value, output)
-    if (given := _worst(own, causal, *straight)) < WELL:
+    as_given = Reading(causal, GIVEN, own)
+    if (given := _worst(as_given, *straight)) < WELL:
         return None
     layouts = {GIVEN: straight, EXCHANGED: tuple(np.swapaxes(x, 1, 2) for x in straight)}
     if 1 < K < N:
         order = np.argsort(np.arange(N) % K, kind="stable")
         layouts[INTERLEAVED] = (query[:, :, order], key, value, output[:, :, order])
-    as_given = Reading(causal, GIVEN, own)
     readings = [Reading(c, layout, own) for layout in layouts for c in (causal, not causal)]
     scales = (1.0, 1 / H, own * math.log2(math.e), own / math.log2(math.e), 2 * own, own / 2)
     readings += [Reading(causal, GIVEN, x) for x in scales]
+    readings += [as_given._replace(keys=keys) for keys in (NOT_LAST, NOT_FIRST)]
+    pads = set() if causal else {-S % multiple for multiple in MULTIPLES} - {0}
+    readings += [as_given._replace(zeros=zeros) for zeros in sorted(pads)]
 
     def worst(reading: Reading) -> float:
-        return _worst(reading.scale, reading.causal, *layouts[reading.layout])
+        return _worst(reading, *layouts[reading.layout])
 
     def fits(reading: Reading) -> bool:
         (T, N), (S, K) = (x.shape[1:3] for x in layouts[reading.layout][:2])
@@ -70,6 +78,8 @@ def better_reading(
     words = [best.layout] * (best.layout != GIVEN)
     words += [f"with{'' if best.causal else 'out'} --causal"] * (best.causal != causal)
     words += [f"with --scale {best.scale:.6g}"] * (best.scale != own)
+    words += [best.keys] * (best.keys != GIVEN)
+    words += [f"with {best.zeros} keys of zeros behind the last"] * bool(best.zeros)
     told = (
         f"{' and '.join(words)} the largest NMSE of a query is {found[best]:.1e}, not {given:.1e}"
     )
@@ -79,28 +89,33 @@ def better_reading(
         return f"{told}: here it is h // (N / K)"
     if best.scale != own:
         return f"{told}: is that its scale?"
+    if best.keys != GIVEN:
+        return f"{told}: does this kernel lose it?"
+    if best.zeros:
+        return f"{told}: does this kernel mask its padding?"
     kernel = "is this kernel causal" if best.causal else "does every query see all keys"
     return f"{told}: {kernel}?"
 
 
 def _worst(
-    scale: float,
-    causal: bool,
-    query: np.ndarray,
-    key: np.ndarray,
-    value: np.ndarray,
-    output: np.ndarray,
+    reading: Reading, query: np.ndarray, key: np.ndarray, value: np.ndarray, output: np.ndarray
 ) -> float:
     """The largest NMSE of the queries that are looked at; one head at a time is widened."""
     (B, T, N), (S, K) = query.shape[:3], key.shape[1:3]
     at = _spread(T, QUERIES)
-    mask = np.arange(S) <= (S - T + at)[:, None] if causal else None
+    last = (S - T + at if reading.causal else np.full(at.shape, S - 1))[:, None]
+    slots = np.arange(S + reading.zeros)
+    mask = slots <= last - (reading.keys == NOT_LAST) + reading.zeros
+    mask[:, 0] &= reading.keys != NOT_FIRST
     worst = 0.0
     for b, k in (divmod(int(i), K) for i in _spread(B * K, KV_HEADS)):
         heads = slice(k * N // K, (k + 1) * N // K)
-        q, k_head, v_head = query[b, at, heads], key[b, :, k : k + 1], value[b, :, k : k + 1]
+        q = query[b, at, heads]
+        k_head, v_head = (
+            np.pad(x[b, :, k : k + 1], [(0, reading.zeros), (0, 0), (0, 0)]) for x in (key, value)
+        )
         with ONE_THREAD:
-            ideal = reference_attention(q, k_head, v_head, mask=mask, scale=scale)
+            ideal = reference_attention(q, k_head, v_head, mask=mask, scale=reading.scale)
         error = np.sum((output[b, at, heads] - ideal) ** 2, axis=-1)
         size = np.sum(ideal**2, axis=-1)
         worst = max(worst, float(np.max(error[size > 0] / size[size > 0], initial=0)))

@@ -51,6 +51,32 @@ def test_another_scale_is_found(factor):
     assert told.startswith(f"with --scale {0.25 * factor:.6g} ") and told.endswith("its scale?")
 
 
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("keys", ["last key of each query", "first key"])
+def test_a_key_that_is_lost_is_found(keys, causal):
+    query, key, value = draw(8, 60)
+    mask = np.tri(8, 60, 52, dtype=bool) if causal else np.ones((8, 60), bool)
+    if keys == "first key":
+        mask[:, 0] = False
+    else:
+        mask &= np.pad(mask, ((0, 0), (0, 1)))[:, 1:]
+    output = reference_attention(query, key, value, mask=mask).astype(np.float16)
+    told = better_reading(query, key, value, output, scale=None, causal=causal)
+    assert told.startswith(f"without the {keys} ") and told.endswith("lose it?")
+
+
+@pytest.mark.parametrize(("keys", "multiple"), [(60, 32), (200, 256), (1000, 32), (1020, 64)])
+def test_padding_that_no_mask_hides_is_found(keys, multiple):
+    query, key, value = draw(8, keys)
+    padded = [np.pad(x, [(0, 0), (0, -keys % multiple), (0, 0), (0, 0)]) for x in (key, value)]
+    output = reference_attention(query, *padded).astype(np.float16)
+    told = better_reading(query, key, value, output, scale=None, causal=False)
+    assert told.startswith(f"with {-keys % multiple} keys of zeros behind the last ")
+    assert told.endswith("mask its padding?")
+    output = attend(query, key, value, False)
+    assert better_reading(query, key, value, output, scale=None, causal=False) is None
+
+
 def test_query_heads_that_read_the_wrong_kv_head_are_found():
     query, key, value = draw(8, 60, N=6, K=3)
     order = np.arange(6) % 3
