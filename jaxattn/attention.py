@@ -201,11 +201,9 @@ def _attend(
         return jax.lax.scan(body, start(q, seeds), (numbers, starts))[0]
 
     points = tiles.split_points(S, structure.split_kv)
-    starts = [tiles.block_starts(*ends, tile, structure.kv_order) for ends in points]
-    longest = max(map(len, starts))
+    longest = max(tiles.tile_count(*ends, tile) for ends in points)
     starts = [
-        np.pad(some, ((0, longest - len(some)), (0, 0)), constant_values=stop)
-        for some, (_, stop) in zip(starts, points, strict=True)
+        tiles.block_starts(*ends, tile, structure.kv_order, range(longest)) for ends in points
     ]
     stops = jnp.asarray([stop for _, stop in points], jnp.int32)
     numbers = jnp.arange(len(points) * longest, dtype=jnp.int32).reshape(len(points), longest)

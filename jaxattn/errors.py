@@ -40,8 +40,7 @@ class Errors:
 
     def report(self, members: list[int], context: int, outcome: Outcome) -> None:
         """Of the recipes `members`. What the device still computes is not waited for."""
-        names = (*self.metrics, "nonfinite")
-        found = errors(names, outcome, *self.exact(context))
+        found = errors(tuple(self.metrics), outcome, *self.exact(context))
         self.waiting.append(((members, self.at[context]), outcome.lanes.recipes, found))
         if len(self.waiting) > WAITING:
             self._store(*self.waiting.pop(0))
@@ -52,18 +51,17 @@ class Errors:
 
     def _store(self, at: Any, lanes: tuple[int, ...], found: jax.Array) -> None:
         rows = _spread(np.asarray(found)[:, :, lanes], self.overflow.shape[2:])
-        *metrics, nonfinite, lse, lost = rows
+        *metrics, overflow, lost = rows
         for x, each in zip(self.metrics.values(), metrics, strict=True):
             x[at] = each
-        self.overflow[at] = (nonfinite > 0) | ~(lse < np.inf)
-        self.stagnated[at] = lost > STAGNATED
+        self.overflow[at], self.stagnated[at] = overflow > 0, lost > STAGNATED
 
 
 def errors(
     names: tuple[str, ...], outcome: Outcome, output: np.ndarray, lse: np.ndarray
 ) -> jax.Array:
-    """Each metric, then the outcome's log-sum-exp and lost, as one array that the host reads at
-    once: float32 [number, K, lanes, T, G] on the device.
+    """Each metric, then whether a result or log-sum-exp is not finite, and the outcome's lost, as
+    one array that the host reads at once: float32 [number, K, lanes, T, G] on the device.
 
     names: of metrics.METRICS; output, lse: the reference's, float64 [K, R, D] and [K, R]
     """
@@ -88,8 +86,9 @@ def _errors(
 
     def measure(some: jax.Array) -> jax.Array:
         result, lse, lost = jax.vmap(functools.partial(finish, some))(carry)
-        metrics = measure_rows(names, result, lse, *exact)
-        numbers = (*(metrics[name] for name in names), lse, lost)
+        found = measure_rows((*names, "nonfinite"), result, lse, *exact)
+        overflow = (found["nonfinite"] > 0) | ~(lse < jnp.inf)
+        numbers = (*(found[name] for name in names), overflow, lost)
         return jnp.stack([x.astype(jnp.float32) for x in numbers])
 
     found = jnp.moveaxis(jax.lax.map(measure, some), 0, 2)  # [number, K, steps, size, T, G]

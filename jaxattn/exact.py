@@ -4,6 +4,7 @@ import functools
 import os
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -28,17 +29,18 @@ class Exact:
         self.at = 0
         self.waiting: list[tuple[int, Future]] = []
         self.known: dict[int, Future] = {}
+        self.failed: BaseException | None = None
+        self.stack = ExitStack()  # an interrupt while one thing ends does not keep the others
 
     def __enter__(self) -> "Exact":
+        threads = self.stack.enter_context(ONE_THREAD)
+        self.pool = self.stack.enter_context(ThreadPoolExecutor(threads, "reference"))
         self.worker = ThreadPoolExecutor(1, "reference")
-        self.pool = ThreadPoolExecutor(thread_count(), "reference")
-        ONE_THREAD.__enter__()
+        self.stack.callback(self.worker.shutdown, cancel_futures=True)
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.worker.shutdown(cancel_futures=True)
-        self.pool.shutdown()
-        ONE_THREAD.__exit__()
+        self.stack.close()
 
     def advance(self, position: int) -> None:
         """Takes in whole pages, and what leads up to a context, as far as `position`."""
@@ -55,7 +57,13 @@ class Exact:
                 self.waiting.pop(0)[1].result()
 
     def _extend(self, key: np.ndarray, value: np.ndarray, finish: bool) -> Any:
-        self.state = reference.extend(self.state, self.query, key, value, self.pool.map)
+        if self.failed is not None:  # what follows would lack keys
+            raise self.failed
+        try:
+            self.state = reference.extend(self.state, self.query, key, value, self.pool.map)
+        except BaseException as error:
+            self.failed = error
+            raise
         return reference.finish(self.state) if finish else None
 
     def __call__(self, context: int) -> tuple[np.ndarray, np.ndarray]:
@@ -65,16 +73,21 @@ class Exact:
 
 
 class _OneThread:
-    """NumPy's products have one thread from the first that enters to the last that leaves."""
+    """NumPy's products have one thread from the first that enters to the last that leaves.
+
+    Entering tells how many they had.
+    """
 
     def __init__(self) -> None:
-        self.lock, self.users = threading.Lock(), 0
+        self.lock, self.users, self.count = threading.Lock(), 0, 1
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> int:
         with self.lock:
             self.users += 1
             if self.users == 1:
+                self.count = thread_count()
                 self.limit = _threads().limit(limits=1, user_api="blas")
+            return self.count
 
     def __exit__(self, *error: object) -> None:
         with self.lock:
@@ -91,8 +104,7 @@ def _threads() -> ThreadpoolController:
     return ThreadpoolController()
 
 
-@functools.cache
 def thread_count() -> int:
-    """Of NumPy's products, before they are held to one: a user may have set it."""
+    """Threads that NumPy's products may take now."""
     found = [x["num_threads"] for x in _threads().info() if x["user_api"] == "blas"]
     return max(found, default=os.cpu_count() or 1)

@@ -1,4 +1,4 @@
-"""A stream's keys and values by pages, each made once for all passes."""
+"""A stream's keys and values by pages, made once for all passes where as many can be kept."""
 
 from typing import Any
 
@@ -16,6 +16,7 @@ class Pages:
     def __init__(self, stream: Any, stop: int) -> None:
         self.stream, self.stop = stream, stop
         self.made: dict[int, Page] = {}  # by number, the last one read last
+        self.dtypes: list[np.dtype] = []  # of key and value
 
     def read(self, start: int, stop: int) -> Page:
         """Key [stop - start, K, H] and value [stop - start, K, D]."""
@@ -38,10 +39,25 @@ class Pages:
         page = self.made.pop(number, None)
         if page is None:
             start = number * PAGE_KEYS
-            key, value = self.stream.blocks(start, min(start + PAGE_KEYS, self.stop))
-            page = np.asarray(key), np.asarray(value)
+            page = self._make(start, min(start + PAGE_KEYS, self.stop))
             size = sum(x.nbytes for x in page)
             while len(self.made) * size > KEPT:
                 del self.made[next(iter(self.made))]
         self.made[number] = page
         return page
+
+    def _make(self, start: int, stop: int) -> Page:
+        stream, made = self.stream, tuple(map(np.asarray, self.stream.blocks(start, stop)))
+        shapes = [(stop - start, stream.heads, x) for x in (stream.head_dim, stream.value_dim)]
+        dtypes = [x.dtype for x in made]
+        self.dtypes = self.dtypes or dtypes
+        if [x.shape for x in made] != shapes or dtypes != self.dtypes:
+            expected, got = (
+                ", ".join(f"{dtype} {list(shape)}" for dtype, shape in zip(*kinds, strict=True))
+                for kinds in ((self.dtypes, shapes), (dtypes, [x.shape for x in made]))
+            )
+            raise ValueError(
+                f"blocks({start}, {stop}) of a Stream must give key and value as {expected}: the "
+                f"keys asked for, of one dtype throughout; got {got}"
+            )
+        return made[0], made[1]

@@ -22,6 +22,8 @@ from jaxattn.lanes import Lanes, random_keys, weave
 from jaxattn.pages import PAGE_KEYS, Pages
 from jaxattn.recipe import Recipe
 
+AHEAD = 2  # pieces of a walk that the device may still have before it
+
 
 class Job(NamedTuple):
     """What a pass computes: `members` index the caller's recipes; contexts share a block layout;
@@ -87,7 +89,7 @@ def run(
     for n in job.contexts:
         parts = []
         points = tiles.split_points(n, structure.split_kv)
-        each = len(tiles.block_starts(*points[0], job.tile, structure.kv_order))
+        each = tiles.tile_count(*points[0], job.tile)
         for i, (start, stop) in enumerate(points):
             for at, context, carry in segment(start, [stop], i * each):
                 if context is not None:
@@ -119,12 +121,13 @@ def _segment(
     number: of its first tile, for random bits.
     """
     tile, order, stop = job.tile, lanes.structure.kv_order, contexts[-1]
-    starts = tiles.block_starts(start, stop, tile, order)
+    total = tiles.tile_count(start, stop, tile)
     count = max(1, PAGE_KEYS // (tile.width * tile.blocks))
-    for first in range(0, len(starts), count):
-        some = starts[first : first + count]
-        filled = len(some)
-        some = np.pad(some, ((0, count - filled), (0, 0)), constant_values=stop)
+    running: list[Any] = []
+    for first in range(0, total, count):
+        if len(running) == AHEAD:  # or pieces would pile up on the device
+            jax.block_until_ready(running.pop(0))
+        some = tiles.block_starts(start, stop, tile, order, range(first, first + count))
         low, high = int(some.min()), min(int(some[some < stop].max()) + tile.kv_block, stop)
         yield low, None, None
         with storage(lanes.structure.storage):
@@ -146,7 +149,8 @@ def _segment(
                 done = whole
                 yield low, n, advance(carry, whole, whole + 1, n) if rest else carry
         if order == "backward" or low + count * tile.keys < stop:
-            carry = advance(carry, done, filled, stop)
+            carry = advance(carry, done, min(count, total - first), stop)
+        running.append(carry)
     if order == "backward":
         yield start, stop, carry
 

@@ -208,24 +208,18 @@ def extend(
             p = np.exp(np.subtract(scores, _shift(m)[:, None], out=scores), out=scores)
             return State(m, p.sum(axis=1), p @ value[piece, head].astype(np.float64))
 
-    places = [(start, head) for start in range(0, S, KEYS_PER_PIECE) for head in range(K)]
-    parts = list(each(part, places))
-    heads = (parts[i : i + K] for i in range(0, len(parts), K))
-    pieces = [State(*map(np.stack, zip(*some, strict=True))) for some in heads]
     if state is None:
-        state = State(np.full((K, R), -np.inf), np.zeros((K, R)), np.zeros((K, R, D)))
-    return _merged([state, *pieces])
-
-
-def _merged(states: list[State]) -> State:
-    """The states of successive keys as one, in their order."""
-    m = np.maximum.reduce([state.m for state in states])
-    l, o = np.zeros_like(states[0].l), np.zeros_like(states[0].o)
+        m, l, o = np.full((K, R), -np.inf), np.zeros((K, R)), np.zeros((K, R, D))
+    else:
+        m, l, o = (x.copy() for x in state)
+    places = [(start, head) for start in range(0, S, KEYS_PER_PIECE) for head in range(K)]
     with np.errstate(invalid="ignore", over="ignore", under="ignore"):
-        for state in states:
-            a = np.exp(state.m - _shift(m))
-            l += a * state.l
-            o += a[..., None] * state.o
+        for (_, h), new in zip(places, each(part, places), strict=True):
+            m_next = np.maximum(m[h], new.m)
+            a, b = (np.exp(x - _shift(m_next)) for x in (m[h], new.m))
+            l[h] = a * l[h] + b * new.l
+            o[h] = a[:, None] * o[h] + b[:, None] * new.o
+            m[h] = m_next
     return State(m, l, o)
 
 

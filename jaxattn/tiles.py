@@ -41,15 +41,22 @@ def tile_of(
     return Tile(kv_block, width, max(1, (keys or TILE_KEYS) // width))
 
 
-def block_starts(begin: int, stop: int, tile: Tile, order: str) -> np.ndarray:
-    """The first key of each block of keys [begin, stop), in the order they are walked.
+def tile_count(begin: int, stop: int, tile: Tile) -> int:
+    """Tiles that keys [begin, stop) fill, the last one in part."""
+    return -(-(stop - begin) // tile.keys)
 
-    int32 [tiles, n], filled up to whole tiles with blocks that start at `stop`: they hold no key.
+
+def block_starts(begin: int, stop: int, tile: Tile, order: str, some: range) -> np.ndarray:
+    """The first key of each block of `some` of the tiles of keys [begin, stop), in the order they
+    are walked: int32 [tiles, n].
+
+    Behind the last block come blocks that start at `stop`: they hold no key.
     """
-    starts = np.arange(begin, stop, tile.kv_block, dtype=np.int32)
-    starts = starts[::-1] if order == "backward" else starts
-    empty = np.full(-len(starts) % tile.blocks, stop, np.int32)
-    return np.concatenate([starts, empty]).reshape(-1, tile.blocks)
+    count = -(-(stop - begin) // tile.kv_block)
+    block = np.arange(some.start * tile.blocks, some.stop * tile.blocks)
+    at = count - 1 - block if order == "backward" else block
+    starts = np.where(block < count, begin + at * tile.kv_block, stop)
+    return starts.astype(np.int32).reshape(-1, tile.blocks)
 
 
 def split_points(context: int, chunks: int) -> list[tuple[int, int]]:

@@ -123,6 +123,10 @@ class _Arrays(NamedTuple):
         return self.key.shape[0] * self.key.shape[2]
 
     @property
+    def head_dim(self) -> int:
+        return self.key.shape[-1]
+
+    @property
     def value_dim(self) -> int:
         return self.value.shape[-1]
 

@@ -18,9 +18,13 @@ from jaxattn import (
     inputs,
     kernels,
     metrics,
+    passes,
+    reference,
     reference_attention,
+    tiles,
 )
 from jaxattn import errors as errors_module
+from jaxattn import walk as walk_module
 from jaxattn.curves import Curves
 from jaxattn.exact import Exact
 from jaxattn.pages import Pages
@@ -57,7 +61,7 @@ def assert_equal(one: Curves, other: Curves) -> None:
 @pytest.fixture
 def outcomes(monkeypatch):
     """(context, (result, log-sum-exp, lost share of l)) of each error_curves, as they come."""
-    seen, run_all = [], curves_module.run_all
+    seen, run_all = [], walk_module.run_all
 
     def spy(jobs, pages, exact, report, *rest, **shared):
         def see(members, context, outcome):
@@ -66,8 +70,24 @@ def outcomes(monkeypatch):
 
         run_all(jobs, pages, exact, see, *rest, **shared)
 
-    monkeypatch.setattr(curves_module, "run_all", spy)
+    monkeypatch.setattr(walk_module, "run_all", spy)
     return seen
+
+
+@pytest.mark.parametrize("order", ["forward", "backward"])
+@pytest.mark.parametrize(("begin", "stop"), [(0, 1000), (300, 1001), (0, 48), (0, 1)])
+def test_blocks_start_where_they_do_however_many_are_asked_for(begin, stop, order):
+    tile = tiles.Tile(kv_block=48, width=64, blocks=3)
+    starts = list(range(begin, stop, 48))
+    starts = starts[::-1] if order == "backward" else starts
+    count = tiles.tile_count(begin, stop, tile)
+    assert 3 * (count - 1) < len(starts) <= 3 * count
+    asked = range(count + 2)
+    found = tiles.block_starts(begin, stop, tile, order, asked)
+    assert found.ravel().tolist() == starts + [stop] * (3 * (count + 2) - len(starts))
+    for i in asked:
+        one = tiles.block_starts(begin, stop, tile, order, range(i, i + 1))
+        np.testing.assert_array_equal(one, found[i : i + 1])
 
 
 # name -> (recipe, contexts, the one of them that dot_product_attention repeats)
@@ -236,6 +256,52 @@ class TestStreams:
         other = error_curves(query, key, value, recipes, contexts=[500, 9000])
         assert_equal(one, other)
 
+    @pytest.mark.parametrize(
+        ("page", "spoil", "said"),
+        [
+            (0, lambda key, value: (key[1:], value[1:]), r"\[16384, 1, 8\].* got float16 \[16383"),
+            (1, lambda key, value: (key, value[:-1]), r"blocks\(16384, 20000\).*\[3615, 1, 8\]"),
+            (1, lambda key, value: (key.astype(np.float32), value), "got float32"),
+            (0, lambda key, value: (key[..., :4], value), r"got float16 \[16384, 1, 4\]"),
+        ],
+    )
+    def test_pages_that_do_not_fit_are_refused(self, page, spoil, said):
+        query, stream = inputs.regime("gaussian", length=20_000, seed=0, heads=1, head_dim=8)
+
+        class Spoilt:
+            def __getattr__(self, name):
+                return getattr(stream, name)
+
+            def blocks(self, start, stop):
+                found = stream.blocks(start, stop)
+                return spoil(*found) if start == page * 2**14 else found
+
+        with pytest.raises(ValueError, match=said):
+            error_curves(query, Spoilt(), None, ["float32"], contexts=[20_000])
+
+    def test_a_page_that_the_reference_could_not_take_in_is_not_left_out(self, monkeypatch):
+        query, stream = inputs.regime("gaussian", length=40_000, seed=0, heads=1, head_dim=8)
+        extend, calls = reference.extend, []
+
+        def failing(*arguments):
+            calls.append(arguments)
+            if len(calls) == 2:
+                raise MemoryError("no memory")
+            return extend(*arguments)
+
+        monkeypatch.setattr(reference, "extend", failing)
+        with pytest.raises(MemoryError, match="no memory"):
+            error_curves(query, stream, None, ["float32"], contexts=[40_000])
+        assert len(calls) == 2
+
+    def test_the_device_is_never_far_behind(self, monkeypatch):
+        """Or pieces of keys would pile up there: each is waited for when two more have come."""
+        waited, wait = [], jax.block_until_ready
+        monkeypatch.setattr(jax, "block_until_ready", lambda x: (waited.append(x), wait(x))[1])
+        query, stream = inputs.regime("gaussian", length=2**17, seed=0, heads=1, head_dim=8)
+        error_curves(query[:, :2], stream, None, ["float32"], contexts=[2**17])
+        assert len(waited) == 2**17 // 2**14 - passes.AHEAD
+
     def test_pages_are_read_once_where_walks_go_forward(self):
         query, stream = inputs.regime("gaussian", length=40_000, seed=0, heads=1, head_dim=8)
         asked = []
@@ -311,6 +377,14 @@ class TestContexts:
 
 
 class TestFlags:
+    def test_a_log_sum_exp_that_float32_cannot_hold_is_no_overflow_of_float64(self):
+        large = np.full((1, 600, 1, 8), 1e20, np.float32)
+        value = np.ones((1, 600, 1, 8), np.float32)
+        curves = error_curves(
+            large[:, :1], large, value, ["float64", "float32"], contexts=[600], scale=1.0
+        )
+        assert curves.overflow.ravel().tolist() == [False, True]
+
     def test_overflow_and_stagnation(self):
         """Equal scores, blocks of 64: l is 64, 128, … In float16 it passes 65,519 with key 65,520;
         in bfloat16 it stays at 2^14, where 64 is half an ulp."""
