@@ -1,14 +1,19 @@
 """What the project's command lines share: exit codes, a line for what was typed wrong, and where
 compiled programs are kept."""
 
+import _thread
+import contextlib
 import hashlib
 import os
 import platform
 import sys
-from typing import NoReturn, cast
+import threading
+from collections.abc import Iterator
+from typing import Any, NoReturn, cast
 
 import typer
 
+AGAIN = 0.05  # seconds after which the callback has ended
 # click's ClickException, wherever this version of typer keeps it
 CLI_ERROR = cast(type[Exception], typer.BadParameter.__mro__[2])
 
@@ -16,10 +21,29 @@ CLI_ERROR = cast(type[Exception], typer.BadParameter.__mro__[2])
 def call(app: typer.Typer, program: str, arguments: list[str] | None = None) -> int:
     """The exit code of a command line, by default this process's; raises CLI_ERROR for what was
     typed wrong, and KeyboardInterrupt, which typer makes a code of 130."""
-    code = app(arguments, prog_name=program, standalone_mode=False) or 0
+    with _interruptible():
+        code = app(arguments, prog_name=program, standalone_mode=False) or 0
     if code == 130:
         raise KeyboardInterrupt
     return int(code)
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C is raised again where it met jax's garbage-collection callback, which ignores it."""
+    hook = sys.unraisablehook
+
+    def ignored(what: Any) -> None:
+        if issubclass(what.exc_type, KeyboardInterrupt):
+            threading.Timer(AGAIN, _thread.interrupt_main).start()
+        else:
+            hook(what)
+
+    sys.unraisablehook = ignored
+    try:
+        yield
+    finally:
+        sys.unraisablehook = hook
 
 
 def fail(program: str, message: object, code: int) -> NoReturn:

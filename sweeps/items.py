@@ -13,7 +13,7 @@ import pyarrow.parquet
 
 from sweeps.keys import part_key, sources_hash
 from sweeps.processes import Place
-from sweeps.run import Interrupts, Progress
+from sweeps.run import Progress
 from sweeps.store import Store
 from sweeps.work import Finished, Work
 
@@ -93,16 +93,13 @@ def work_of(study: ListStudy, quick: bool, only: Sequence[str] | None) -> Work:
         todo = [item for item in chosen if keys[item.name] not in finished]
         todo = todo[place.index :: place.count]
         progress.plan([1] * len(todo))
-        with Interrupts() as interrupts:
-            for item in todo:
-                interrupts.check()
-                progress.start(item.name)
-                rows = item.rows()
-                # Programs compiled for one item serve no other, and their memory maps are counted.
-                jax.clear_caches()
-                interrupts.check()
-                store.write(keys[item.name], pa.Table.from_pylist(rows, schema), origin)
-                progress.finish()
+        for item in todo:
+            progress.start(item.name)
+            rows = item.rows()
+            # Programs compiled for one item serve no other, and their memory maps are counted.
+            jax.clear_caches()
+            store.write(keys[item.name], pa.Table.from_pylist(rows, schema), origin)
+            progress.finish()
 
     def again(store: Store, key: str) -> bool:
         status = pyarrow.parquet.read_table(store.path(key), columns=["status"])["status"]

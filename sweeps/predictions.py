@@ -15,7 +15,7 @@ import pyarrow.parquet
 
 from sweeps.keys import sources_hash
 from sweeps.plan import Inputs, Job, Part
-from sweeps.run import Interrupts, Progress
+from sweeps.run import Progress
 from sweeps.store import PREDICTED, write_whole
 
 ALL_HEADS = -1
@@ -46,20 +46,18 @@ def add(jobs: Sequence[Job], root: Path, progress: Progress) -> list[str]:
     there = set(rows["key"].to_pylist())
     todo = {part.key: part for part in parts if part.key not in there}
     progress.plan([part.contexts[-1] for part in todo.values()])
-    with Interrupts() as interrupts:
-        for job in steady:
-            missing = [part for part in job.parts if part.key in todo]
-            moments = _moments(job.inputs) if missing else {}
-            found = []
-            for part in missing:
-                interrupts.check()
-                label = f"theory: {part.inputs.label}, {part.name}, KV block {part.block}"
-                progress.start(label, brief=True)
-                found += [_rows(part, head, x, version) for head, x in moments.items()]
-                progress.finish()
-            if found:
-                rows = pa.concat_tables([rows, *found])
-                write_whole(path, functools.partial(pa.parquet.write_table, rows))
+    for job in steady:
+        missing = [part for part in job.parts if part.key in todo]
+        moments = _moments(job.inputs) if missing else {}
+        found = []
+        for part in missing:
+            label = f"theory: {part.inputs.label}, {part.name}, KV block {part.block}"
+            progress.start(label, brief=True)
+            found += [_rows(part, head, x, version) for head, x in moments.items()]
+            progress.finish()
+        if found:
+            rows = pa.concat_tables([rows, *found])
+            write_whole(path, functools.partial(pa.parquet.write_table, rows))
     why = {part.name: theory.outside(part.recipe) for job in some for part in job.parts}
     notes = [f"not predicted: {name}: {reason}" for name, reason in why.items() if reason]
     moving = [job.inputs.label for job in some if not _steady(job.inputs)]

@@ -4,7 +4,6 @@ import dataclasses
 import importlib.metadata
 import os
 import platform
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -90,38 +89,6 @@ def rows_of(part: Part, curves: Any, index: int) -> pa.Table:
     return pa.table(columns)
 
 
-class Interrupts:
-    """Ctrl-C that is not lost: jax's garbage-collection callback may swallow the exception.
-
-    The signal raises KeyboardInterrupt where it arrives, and again at the next `check`.
-    """
-
-    def __init__(self) -> None:
-        self.pending = False
-
-    def __enter__(self) -> "Interrupts":
-        self.handler, self.hook = signal.getsignal(signal.SIGINT), sys.unraisablehook
-        signal.signal(signal.SIGINT, self._interrupt)
-        sys.unraisablehook = self._ignored
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        signal.signal(signal.SIGINT, self.handler)
-        sys.unraisablehook = self.hook
-
-    def check(self) -> None:
-        if self.pending:
-            raise KeyboardInterrupt
-
-    def _interrupt(self, number: int, frame: object) -> None:
-        self.pending = True
-        raise KeyboardInterrupt
-
-    def _ignored(self, what: Any) -> None:
-        if not issubclass(what.exc_type, KeyboardInterrupt):
-            self.hook(what)
-
-
 def run_jobs(
     jobs: Sequence[Job],
     store: Store,
@@ -146,33 +113,27 @@ def run_jobs(
         progress.say(f"{what} {expected}, to the order of magnitude")
     progress.plan([job.cost for job in todo], calls.compiling(todo))
     compiled: set[Any] = set()
-    with Interrupts() as interrupts:
 
-        def report(done: int, total: int) -> None:
-            interrupts.check()
-            progress.keys(done, total)
-
-        for job in todo:
-            interrupts.check()
-            progress.start(title(job))
-            structures = calls.by_structure(job.recipes).keys()
-            if len(compiled | structures) > calls.MOST_STRUCTURES:
-                jax.clear_caches()  # their programs take memory, and serve no call to come
-                compiled = set()
-            compiled |= structures
-            mesh = {} if place.devices is None else {"mesh": place.mesh(job.inputs.heads)}
-            curves = jaxattn.error_curves(
-                *job.inputs.arrays,
-                job.recipes,
-                contexts=list(job.contexts),
-                metrics=METRICS,
-                progress=report,
-                tile_keys=TILE_KEYS,
-                **mesh,
-            )
-            for index, part in enumerate(job.parts):
-                store.write(part.key, rows_of(part, curves, index), origin)
-            progress.finish()
+    for job in todo:
+        progress.start(title(job))
+        structures = calls.by_structure(job.recipes).keys()
+        if len(compiled | structures) > calls.MOST_STRUCTURES:
+            jax.clear_caches()  # their programs take memory, and serve no call to come
+            compiled = set()
+        compiled |= structures
+        mesh = {} if place.devices is None else {"mesh": place.mesh(job.inputs.heads)}
+        curves = jaxattn.error_curves(
+            *job.inputs.arrays,
+            job.recipes,
+            contexts=list(job.contexts),
+            metrics=METRICS,
+            progress=progress.keys,
+            tile_keys=TILE_KEYS,
+            **mesh,
+        )
+        for index, part in enumerate(job.parts):
+            store.write(part.key, rows_of(part, curves, index), origin)
+        progress.finish()
     return sum(len(job.parts) for job in todo)
 
 
@@ -266,7 +227,7 @@ class Progress:
             self.bar.update(self.bar.task_ids[0], description=self.name + label)
 
     def keys(self, done: int, total: int) -> None:
-        """To be called by error_curves after each chunk of keys."""
+        """For error_curves to call after each chunk of keys."""
         if self.bar is not None:
             before = sum(self.weights[: self.job])
             within = self.weights[self.job] * done / max(1, total)

@@ -17,7 +17,7 @@ from sweeps import estimate, hexagon, plan
 from sweeps.keys import part_key, sources_hash
 from sweeps.plan import Inputs, Study
 from sweeps.processes import Place
-from sweeps.run import Interrupts, Progress, describe_inputs, describe_rules
+from sweeps.run import Progress, describe_inputs, describe_rules
 from sweeps.store import Store
 from sweeps.work import Finished, Work
 
@@ -147,14 +147,11 @@ def work_of(
     ) -> None:
         todo = [part for part in parts if part.key not in finished][place.index :: place.count]
         progress.plan([len(part.sources) * part.contexts[-1] for part in todo])
-        with Interrupts() as interrupts:
-            for part in todo:
-                interrupts.check()
-                progress.start(f"{part.label}, KV block {part.block}: {len(part.recipes)} recipes")
-                rows = _rows(part, len(sites), interrupts, progress, place)
-                interrupts.check()
-                store.write(part.key, rows, origin)
-                progress.finish()
+        for part in todo:
+            progress.start(f"{part.label}, KV block {part.block}: {len(part.recipes)} recipes")
+            rows = _rows(part, len(sites), progress, place)
+            store.write(part.key, rows, origin)
+            progress.finish()
 
     labels = list(dict.fromkeys(source.label for source in sources))
     suffix = [name] * (name != FULL.recipes[0]) + ["quick"] * quick + labels * (inputs is not None)
@@ -222,9 +219,7 @@ def _job(part: Part) -> plan.Job:
     return plan.Job(source, contexts, tuple(each))
 
 
-def _rows(
-    part: Part, sites: int, interrupts: Interrupts, progress: Progress, place: Place
-) -> pa.Table:
+def _rows(part: Part, sites: int, progress: Progress, place: Place) -> pa.Table:
     """One row for each panel, context and subset; a panel is a head of a capture, or all heads.
 
     nmse, nmse_p90: median and 90th percentile over seeds, heads and queries, each at most 1.
@@ -242,7 +237,6 @@ def _rows(
     kv_block = np.zeros(0)
 
     def report(done: int, total: int) -> None:
-        interrupts.check()
         progress.keys(len(pooled["nmse"]) * total + done, len(part.sources) * total)
 
     by_head = part.sources[0].kind == "capture"
