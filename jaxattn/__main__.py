@@ -127,7 +127,7 @@ def show_thresholds(
             help="nmse, nmse_llama, max_abs, allclose, fa2x or flashinfer, or NAME=LIMIT."
         ),
     ] = "nmse_llama",
-    inputs: Annotated[str | None, typer.Option(help=REGIMES)] = None,
+    regime: Annotated[str | None, typer.Option(help=REGIMES)] = None,
     max_context: Annotated[
         int | None, typer.Option(help="Longest context of the search, 32768 by default.")
     ] = None,
@@ -148,7 +148,7 @@ def show_thresholds(
         max_context=thresholds.LONGEST if max_context is None else max_context,
         seeds=thresholds.SEEDS if seeds is None else seeds,
         samples=thresholds.SAMPLES if samples is None else samples,
-        regimes=thresholds.REGIMES if inputs is None else tuple(inputs.split(",")),
+        regimes=thresholds.REGIMES if regime is None else tuple(regime.split(",")),
         progress=_to_stderr,
     )
     if as_json:

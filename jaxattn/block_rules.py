@@ -125,8 +125,8 @@ def check(rule: int | str) -> None:
     if isinstance(rule, str):
         if rule not in RULES:
             near = difflib.get_close_matches(rule, RULES, n=1, cutoff=0.4)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(RULES)}"
-            raise ValueError(f"kv_block rule {rule!r} is unknown; {hint}")
+            hint = f"did you mean {near[0]!r}?" if near else f"rules: {', '.join(RULES)}"
+            raise ValueError(f"kv_block must be a number of keys or a rule, got {rule!r}; {hint}")
         return
     _positive("kv_block", rule)
     if rule > LARGEST:

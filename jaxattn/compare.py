@@ -1,6 +1,7 @@
 """compare: a kernel's own output beside float64, and beside what recipes make of its inputs."""
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -108,6 +109,8 @@ def compare(
 
     Raises ValueError or TypeError for what does not fit, in one line.
     """
+    if scale is not None and not 0 < scale < math.inf:
+        raise ValueError(f"scale must be finite and positive, got {scale}")
     names = metrics.check_names(names)
     for name in NEED_LSE:
         if name in names:

@@ -43,22 +43,29 @@ def verdict(comparison: Comparison) -> str:
 
 
 def advice(comparison: Comparison) -> list[str]:
-    """What was tried, what the agreement means and what to try next; nothing where that is said."""
+    """What was tried, what the agreement means and what to ask next; nothing where that is said."""
     best, (name, *changes) = comparison.agreement[0], comparison.recipes[0].split("+")
-    if comparison.remarks or best.correlation >= SAME or best.nmse_real == 0:
+    if comparison.remarks or best.nmse_real == 0:
         return []
+    settings = "".join(f" --set {change}" for change in changes)
+    asked = f"jaxattn advise --kernel {name}{settings} --context 131072"
+    known = best.correlation >= CLOSE and name in kernels.names()
+    lines = [f"up to what context that is safe: {asked}"] * known
+    if best.correlation >= SAME:
+        return lines
     tried: dict[str, list[str]] = {}
     for recipe in comparison.recipes:
         base, plus, change = recipe.partition("+")
         tried.setdefault(base, []).extend([change] * bool(plus))
     names = (f"{base} (and {', '.join(also)})" if also else base for base, also in tried.items())
-    command = " ".join([f"--recipes {name}", *(f"--set {change}" for change in changes)])
-    lines = [] if best.correlation >= CLOSE else [f"tried: {', '.join(names)}"]
+    if not best.correlation >= CLOSE:
+        lines.append(f"tried: {', '.join(names)}")
     if best.correlation >= ALIKE:
         lines += [
             f"{best.unexplained:.0%} of the error, in RMS, is left unexplained: the kernel differs "
             "from that recipe in a format, a function, or the size or order of blocks",
-            f"next: {command} --set FIELD=VALUE (`jaxattn kernels {name}` lists the fields)",
+            f"next: --recipes {name}{settings} --set FIELD=VALUE (`jaxattn kernels {name}` lists "
+            "the fields)",
         ]
     else:
         further = "--recipes all (minutes), or " * (len(tried) < len(kernels.names()))

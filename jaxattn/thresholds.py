@@ -80,7 +80,7 @@ def thresholds(
     """
     for regime in regimes:
         if regime not in inputs.REGIMES:
-            raise unknown("inputs", regime, inputs.REGIMES)
+            raise unknown("regime", regime, inputs.REGIMES)
     if not SHORTEST <= max_context <= 2**20:
         raise ValueError(f"max_context must be from {SHORTEST} to {2**20} keys, got {max_context}")
     if not 1 <= seeds <= FIRST_SAMPLE:

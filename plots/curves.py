@@ -134,7 +134,8 @@ def error_by_recipe(
 def context_axis(ax: Axes, contexts: Sequence[int], *, narrow: bool = False) -> None:
     ax.set_xscale("log", base=2)
     ax.set_xlim(min(contexts), max(max(contexts), min(contexts) + 1))
-    ax.xaxis.set_major_locator(LogLocator(base=16 if narrow else 4, numticks=20))
+    wide = max(contexts) >= 16**2 * min(contexts)  # room for three names at steps of 16
+    ax.xaxis.set_major_locator(LogLocator(base=16 if narrow and wide else 4, numticks=20))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda n, _: context_name(n)))
     ax.xaxis.set_minor_locator(NullLocator())
 

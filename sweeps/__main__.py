@@ -153,7 +153,7 @@ def run(
             if draw is not None and not _drawn(draw, root):
                 _note(f"the rows are in {root}, but no figure was drawn: python -m plots {root}")
                 raise typer.Exit(1)
-            if quick:
+            if quick and only is None:
                 _note("--quick is a first picture: the same command without it is the whole study")
 
         _carry_out(work, root, place, finish)

@@ -93,7 +93,7 @@ def check(processes: str | None, process: int | None, coordinator: str | None) -
     if not 0 <= process < int(processes):
         raise ValueError(f"--process must be from 0 to {int(processes) - 1}, got {process}")
     host, _, port = coordinator.rpartition(":")
-    if not host or not port.isdecimal() or not 1 <= int(port) <= MOST:
+    if not host or not (port.isascii() and port.isdecimal()) or not 1 <= int(port) <= MOST:
         raise ValueError(f"--coordinator must be HOST:PORT of process 0, got {coordinator!r}")
 
 

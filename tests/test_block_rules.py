@@ -152,7 +152,7 @@ def test_a_hundred_contexts_take_milliseconds():
 def test_bad_arguments():
     with pytest.raises(ValueError, match="did you mean 'hexagon-hmx-2026-08'"):
         block_size("hexagon-hmx-2026-09", 512, 128, 128)
-    with pytest.raises(ValueError, match="known: whole, hexagon-hmx-2026-06"):
+    with pytest.raises(ValueError, match="rules: whole, hexagon-hmx-2026-06"):
         block_rules.check("zzz")
     for rule in (0, -64):
         with pytest.raises(ValueError, match="kv_block must be at least 1"):

@@ -102,6 +102,7 @@ def test_calls_are_of_what_is_missing():
         (("2", 2, "here:1"), "--process must be from 0 to 1, got 2"),
         (("2", 0, "here"), "--coordinator must be HOST:PORT"),
         (("2", 0, "here:x"), "--coordinator must be HOST:PORT"),
+        (("2", 0, "here:٣"), "--coordinator must be HOST:PORT"),
         (("auto", 0, None), "--process goes with --processes N"),
         ((None, None, "here:1"), "--coordinator goes with --processes N"),
     ],

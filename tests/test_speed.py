@@ -237,7 +237,7 @@ def test_the_table_puts_the_ratio_beside_its_goal_and_says_not_met():
     rows += [{"item": "gpu", "title": "t", "status": NOT_RUN, "why": "none here", "what": "t"}]
     text = study.table(frame(rows))
     line = next(x for x in text.splitlines() if "a call  " in x)
-    assert line.split() == "a call 512 x 4,096 15.1 ms 1.510 at most 1.2 NOT MET".split()
+    assert line.split() == "a call 512 x 4,096 15.1 ms 10 ms 1.510 at most 1.2 NOT MET".split()
     assert "(a reason)" in text and "not run: none here" in text and "in 2 processes" in text
     assert text.splitlines()[-1] == "speed: 2 met, 1 not met, 1 not run"
     assert max(map(len, text.splitlines())) <= 120

@@ -198,7 +198,7 @@ def test_the_command_answers(found, monkeypatch, capsys):
     monkeypatch.setattr(thresholds, "thresholds", answer)
     options = ("--kernel", "metal", "--set", "output=float16", "--metric", "nmse=1e-3")
     code, out, _ = run(
-        monkeypatch, capsys, "thresholds", *options, "--inputs", "flat,sink", "--seeds", "5"
+        monkeypatch, capsys, "thresholds", *options, "--regime", "flat,sink", "--seeds", "5"
     )
     assert code == 0 and "What to add" in out
     ((kernel, rule, given),) = asked
@@ -217,7 +217,7 @@ def test_the_command_answers(found, monkeypatch, capsys):
         (("--kernel", "metal", "--max-context", "100"), "max_context must be from 256"),
         (("--kernel", "metal", "--seeds", "0"), "seeds must be"),
         (("--kernel", "metal", "--samples", "20"), "samples must be a multiple of 8"),
-        (("--kernel", "metal", "--inputs", "gausian"), "gaussian"),
+        (("--kernel", "metal", "--regime", "gausian"), "gaussian"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(options, message, monkeypatch, capsys):

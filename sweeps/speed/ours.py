@@ -70,7 +70,7 @@ def curves(recipes: list[Any], problem: Problem, contexts: list[int] | None = No
 def reference(problem: Problem) -> Call:
     """The float64 reference alone, with the threads and the pages that error_curves gives it."""
     from jaxattn import reference as whole
-    from jaxattn.exact import ONE_THREAD, thread_count
+    from jaxattn.exact import ONE_THREAD
     from jaxattn.pages import PAGE_KEYS
 
     query, key, value = problem.layout("float16")
@@ -78,7 +78,7 @@ def reference(problem: Problem) -> Call:
 
     def call() -> Any:
         state = None
-        with ThreadPoolExecutor(thread_count()) as pool, ONE_THREAD:
+        with ONE_THREAD as threads, ThreadPoolExecutor(threads) as pool:
             for start in range(0, key.shape[1], PAGE_KEYS):
                 page = slice(start, start + PAGE_KEYS)
                 state = whole.extend(state, rows, key[0, page], value[0, page], pool.map)

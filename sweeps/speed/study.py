@@ -20,6 +20,7 @@ from sweeps.items import NOT_RUN, Item, ListStudy
 from sweeps.speed import commands, gpu, ours, peers, scaling
 from sweeps.speed.measure import LIMITS, NotRun, Row
 
+WIDTH = 44  # of what is measured, in the table
 MET, NOT_MET, MEASURED = "met", "not met", "measured"
 PROCESS = f"{time.strftime('%Y-%m-%d %H:%M:%S')} ({os.getpid()})"
 TYPES: dict[str, pa.DataType] = {
@@ -96,7 +97,8 @@ def judge(row: Row) -> str:
 
 def table(rows: pd.DataFrame) -> str:
     """What was measured beside its goal, item by item, and a last line that counts."""
-    text = [f"{'':<58}{'queries x keys':>16}{'time':>11}{'ratio':>9}  {'goal':<14}"]
+    columns = f"{'queries x keys':>16}{'time':>10}{'limit':>10}{'ratio':>9}  {'goal':<14}"
+    text = [f"{'':<{WIDTH + 2}}{columns}".rstrip()]
     for name, part in rows.groupby("item", sort=False):
         text += ["", f"{name}: {part['title'].iloc[0]}"]
         for row in part.to_dict("records"):
@@ -106,8 +108,9 @@ def table(rows: pd.DataFrame) -> str:
     counts = [int((rows["status"] == status).sum()) for status in (MET, NOT_MET, NOT_RUN)]
     text += [
         "",
-        "A ratio is of medians, to the bare float32 q·kᵀ, p·v of that shape which took turns with",
-        "the call, unless a unit follows. `python -m sweeps run speed --only NAME` measures one.",
+        "A ratio is of medians: of the call's time to the limit's, that of the bare float32 q·kᵀ,",
+        "p·v of that shape which took turns with it, unless a unit follows.",
+        "`python -m sweeps run speed --only NAME` measures one.",
         "All measured in one process."
         if processes <= 1
         else f"Measured in {processes} processes: delete the directory to measure all in one.",
@@ -123,12 +126,13 @@ def line(row: dict[str, Any]) -> list[str]:
         return textwrap.wrap(
             f"not run: {row['why']}", 106, initial_indent="  ", subsequent_indent="    "
         )
-    first, *more = textwrap.wrap(row["what"], 56)
+    first, *more = textwrap.wrap(row["what"], WIDTH)
     shape = f"{row['queries']:,.0f} x {row['keys']:,.0f}" if pd.notna(row["keys"]) else ""
     unit = "" if row["unit"] == LIMITS else row["unit"]
     verdict = "" if row["status"] == MEASURED else row["status"].upper()
     text = [
-        f"  {first:<56}{shape:>16}{duration(row['seconds']):>11}{number(row['value']):>9}"
+        f"  {first:<{WIDTH}}{shape:>16}{duration(row['seconds']):>10}"
+        f"{duration(row['limit_seconds']):>10}{number(row['value']):>9}"
         f"  {goal(row):<14}{verdict:<9}{unit}".rstrip()
     ]
     text += [f"    {rest}" for rest in more]
