@@ -6,6 +6,7 @@ import numpy as np
 
 PAGE_KEYS = 2**14
 KEPT = 2**28  # bytes of pages that are kept for walks that come back to them
+FEWEST = 4  # pages that are kept at least: walks that go on together need no more
 
 Page = tuple[np.ndarray, np.ndarray]
 
@@ -41,7 +42,7 @@ class Pages:
             start = number * PAGE_KEYS
             page = self._make(start, min(start + PAGE_KEYS, self.stop))
             size = sum(x.nbytes for x in page)
-            while len(self.made) * size > KEPT:
+            while len(self.made) >= FEWEST and len(self.made) * size > KEPT:
                 del self.made[next(iter(self.made))]
         self.made[number] = page
         return page

@@ -302,7 +302,7 @@ class TestStreams:
         error_curves(query[:, :2], stream, None, ["float32"], contexts=[2**17])
         assert len(waited) == 2**17 // 2**14 - passes.AHEAD
 
-    def test_pages_are_read_once_where_walks_go_forward(self):
+    def test_pages_are_read_once_where_walks_go_forward(self, monkeypatch):
         query, stream = inputs.regime("gaussian", length=40_000, seed=0, heads=1, head_dim=8)
         asked = []
 
@@ -315,8 +315,11 @@ class TestStreams:
                 return stream.blocks(start, stop)
 
         recipes = [FLOAT32, FLOAT32.replace(kv_block=96)]
-        error_curves(query, Counted(), None, recipes, contexts=[100, 20_000, 40_000])
-        assert sorted(asked) == sorted(set(asked))
+        for kept in (2**28, 1):  # pages of which not even one has room
+            monkeypatch.setattr("jaxattn.pages.KEPT", kept)
+            asked.clear()
+            error_curves(query, Counted(), None, recipes, contexts=[100, 20_000, 40_000])
+            assert len(asked) > 2 and sorted(asked) == sorted(set(asked))
 
     def test_pages_are_let_go(self, monkeypatch):
         """However far apart the contexts are: 16 pages of 2^14 keys, never more than a few held."""
