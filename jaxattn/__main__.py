@@ -40,7 +40,7 @@ def jaxattn(
     """The numerics of flash attention: what real kernels round, and where."""
 
 
-@app.command("kernels")
+@app.command("kernels", short_help="The recipes of real kernels, or one in full.")
 def show_kernels(
     name: Annotated[str | None, typer.Argument(help="Show one recipe in full.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -63,7 +63,7 @@ def show_kernels(
         print("\n".join(atlas.text(kernels.families())))
 
 
-@app.command("compare")
+@app.command("compare", short_help="Which recipe errs like a kernel's own output.")
 def compare_capture(
     file: Annotated[Path, typer.Argument(help="Query, key, value and the kernel's output.")],
     recipes: Annotated[
@@ -115,7 +115,7 @@ def compare_capture(
         print("\n".join(compare_text.text(found, SHOWN if recipes is None else None)))
 
 
-@app.command("thresholds")
+@app.command("thresholds", short_help="Would tests in practice notice this kernel?")
 def show_thresholds(
     kernel: Annotated[str, typer.Option(help="Name of a recipe.")],
     changes: Annotated[
@@ -157,7 +157,7 @@ def show_thresholds(
         print("\n".join(verdicts.text(found)))
 
 
-@app.command("advise")
+@app.command("advise", short_help="What a kernel must change to hold a tolerance.")
 def show_advice(
     kernel: Annotated[str, typer.Option(help="A recipe, of `jaxattn kernels`.")],
     context: Annotated[int, typer.Option(help="Keys up to which the tolerance is to hold.")],

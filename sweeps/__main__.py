@@ -43,7 +43,7 @@ def list_studies() -> None:
             print(f"  {line}")
 
 
-@app.command()
+@app.command(short_help="Compute what is missing of a study, print and draw it.")
 def run(
     study: Annotated[str, typer.Argument(metavar="STUDY", help="a study that `list` names")],
     quick: Annotated[bool, typer.Option("--quick", help="a first picture")] = False,
@@ -237,7 +237,7 @@ def _kept(work: Any, root: Path) -> str:
     )
 
 
-@app.command()
+@app.command(short_help="Print the table of stored rows again.")
 def show(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="what `run` wrote")],
 ) -> None:
@@ -245,7 +245,7 @@ def show(
     _print_tables(directory)
 
 
-@app.command()
+@app.command(short_help="Write studies and answers as one HTML page.")
 def report(
     directories: Annotated[list[Path], typer.Argument(metavar="DIR...", help="what `run` wrote")],
     answer: Annotated[
@@ -308,9 +308,11 @@ def _note(line: str) -> None:
 
 def main() -> None:
     try:
-        sys.exit(call(app, "python -m sweeps"))
+        sys.exit(call(app, "python -m sweeps", sys.argv[1:] or ["--help"]))
     except CLI_ERROR as error:
-        fail("sweeps", cast(Any, error).format_message(), 2)
+        message = cast(Any, error).format_message()
+        known = " (`python -m sweeps list` tells which there are)" * ("'STUDY'" in message)
+        fail("sweeps", f"{message}{known}", 2)
     except (ValueError, TypeError) as error:
         fail("sweeps", error, 2)
     except (typer.Abort, KeyboardInterrupt):

@@ -120,7 +120,8 @@ def place_of(
             note("looking for the other processes")
             _connect()
         else:
-            note(f"process {process} of {processes}: waiting for the others at {coordinator}")
+            whom = "the others" if process == 0 else f"process 0, {PATIENCE} seconds at most,"
+            note(f"process {process} of {processes}: waiting for {whom} at {coordinator}")
             _reach(coordinator, process == 0)
             _connect(coordinator, int(processes), process)
         index, count = jax.process_index(), jax.process_count()
