@@ -150,7 +150,7 @@ def _segment(
                 yield low, n, advance(carry, whole, whole + 1, n) if rest else carry
         if order == "backward" or low + count * tile.keys < stop:
             carry = advance(carry, done, min(count, total - first), stop)
-        running.append(carry)
+        running.append(carry.l)
     if order == "backward":
         yield start, stop, carry
 
