@@ -84,7 +84,7 @@ def check(processes: str | None, process: int | None, coordinator: str | None) -
         if given:
             raise ValueError(f"{given[0]} goes with --processes N, a number")
         return
-    if not processes.isdecimal() or not 1 <= int(processes) <= MOST:
+    if not (processes.isascii() and processes.isdecimal()) or not 1 <= int(processes) <= MOST:
         raise ValueError(f"--processes must be a number from 1 or {AUTO!r}, got {processes!r}")
     if process is None or coordinator is None:
         raise ValueError(
@@ -133,10 +133,10 @@ def _reach(coordinator: str | None, first: bool) -> None:
     host, _, port = str(coordinator).rpartition(":")
     host = host.strip("[]")
     try:
+        socket.getaddrinfo(host, int(port))
         if first:
             with socket.create_server(("", int(port))):
                 return
-        socket.getaddrinfo(host, int(port))
     except OSError as error:
         raise ValueError(f"--coordinator {coordinator}: {error.strerror or error}") from None
     deadline = time.monotonic() + PATIENCE

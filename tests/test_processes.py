@@ -143,8 +143,9 @@ def test_a_coordinator_that_jax_would_not_survive_is_one_line(monkeypatch):
             processes._reach(f"localhost:{port}", first=True)
         processes._reach(f"localhost:{port}", first=False)
     processes._reach(f"localhost:{port}", first=True)
-    with pytest.raises(ValueError, match="--coordinator nohost.invalid:1: "):
-        processes._reach("nohost.invalid:1", first=False)
+    for first in (False, True):
+        with pytest.raises(ValueError, match="--coordinator nohost.invalid:1: "):
+            processes._reach("nohost.invalid:1", first)
     monkeypatch.setattr(processes, "PATIENCE", 0)
     with pytest.raises(ConnectionError, match="process 0 did not come"):
         processes._reach(f"localhost:{port}", first=False)

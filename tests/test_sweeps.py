@@ -461,8 +461,22 @@ def test_table_prints_medians_at_the_reported_contexts():
 
 def test_an_overflow_that_the_median_hides_is_marked():
     rows = frame([1e-6] * 3).assign(overflow=8 * [False] + [True])
-    assert table.crossings(rows, ["a"], ["i"]).splitlines()[-1].split() == ["a", "64", "-!"]
+    median, worst = table.crossings(rows, ["a"], ["i"]).split("\n\n")
+    assert median.splitlines()[-1].split() == ["a", "64", "-!"]
+    assert worst.splitlines()[-1].split() == ["a", "64", "-"]
     assert table.table(rows, ["a"], ["i"]).splitlines()[2].split()[-1] == "-!"
+
+
+def test_the_worst_row_has_a_table_of_its_own_where_there_are_several():
+    rows = frame([1e-6, 4e-4, 1e-4])  # three seeds: half, all and three times of it
+    median, worst = table.crossings(rows, ["a"], ["i"]).split("\n\n")
+    assert median.splitlines()[-1].split() == ["a", "64", "-"]
+    assert "any of 3 rows exceeds 5e-4" in worst
+    assert worst.splitlines()[-1].split() == ["a", "64", "32,768~"]
+    lost = rows.assign(nmse=rows["nmse"].where(rows["context"] < 131072, np.nan))
+    assert table.crossings(lost, ["a"], ["i"]).splitlines()[-1].split()[-1] == "32,768"
+    one = rows[rows["seed"] == 2]
+    assert len(table.crossings(one, ["a"], ["i"]).splitlines()) == 4
 
 
 def test_headings_stay_apart_over_a_single_context():
@@ -480,10 +494,11 @@ def test_recipes_keep_their_order_and_blocks_are_sorted():
     rows = frame([1e-6] * 3)
     rows = pd.concat([rows.assign(block=b, recipe=r) for r in "ba" for b in ("rule", "512", "64")])
     rows = table.own_blocks(rows, {"a": {"kv_block": "hexagon-hmx-2026-06"}, "b": {"kv_block": 64}})
-    lines = table.crossings(rows, ["b", "a"], ["i"]).splitlines()[3:]
-    assert [line.split()[:2] for line in lines] == [
-        [r, b] for r, last in (("b", "own"), ("a", "rule")) for b in ("64", "512", last)
-    ]
+    median, worst = table.crossings(rows, ["b", "a"], ["i"]).split("\n\n")
+    for lines in (median.splitlines()[3:], worst.splitlines()[2:]):
+        assert [line.split()[:2] for line in lines] == [
+            [r, b] for r, last in (("b", "own"), ("a", "rule")) for b in ("64", "512", last)
+        ]
 
 
 # the command line
