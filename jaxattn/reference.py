@@ -214,7 +214,8 @@ def extend(
         m, l, o = (x.copy() for x in state)
     places = [(start, head) for start in range(0, S, KEYS_PER_PIECE) for head in range(K)]
     with np.errstate(invalid="ignore", over="ignore", under="ignore"):
-        for (_, h), new in zip(places, each(part, places), strict=True):
+        parts = each(part, places) if len(places) > 1 else map(part, places)
+        for (_, h), new in zip(places, parts, strict=True):
             m_next = np.maximum(m[h], new.m)
             a, b = (np.exp(x - _shift(m_next)) for x in (m[h], new.m))
             l[h] = a * l[h] + b * new.l

@@ -104,8 +104,8 @@ def run(
 
     chosen = _study(study, quick)
     many.check(processes, process, coordinator)
-    if devices is not None and not 1 <= devices <= many.MOST:
-        raise ValueError(f"--devices must be from 1 to {many.MOST}, got {devices}")
+    if devices is not None and not 1 <= devices <= many.MOST_DEVICES:
+        raise ValueError(f"--devices must be from 1 to {many.MOST_DEVICES}, got {devices}")
     options = {
         "--inputs": inputs,
         "--recipes": recipes,

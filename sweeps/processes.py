@@ -23,7 +23,8 @@ from sweeps.store import Store
 AUTO = "auto"  # as a number of processes: let jax ask the cluster
 PATIENCE = 240  # seconds for process 0 to come
 HEARTBEAT = 30  # seconds without one, and a process counts as dead
-MOST = 65535  # of processes, of devices, and the highest port
+MOST = 65535  # of processes, and the highest port
+MOST_DEVICES = 1024  # of one process; XLA makes more of a CPU without an end in sight
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def place_of(
         with contextlib.suppress(RuntimeError):  # a backend that has started has what it has
             jax.config.update("jax_num_cpu_devices", devices)
     index, count = 0, 1
-    if processes is not None and processes != "1":
+    if processes is not None and (processes == AUTO or int(processes) > 1):
         if processes == AUTO:
             note("looking for the other processes")
             _connect()

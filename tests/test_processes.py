@@ -122,7 +122,7 @@ def test_a_place_is_a_number_or_what_the_cluster_says():
     ("arguments", "said"),
     [
         (["hexagon", "--devices", "0"], "--devices must be from 1"),
-        (["hexagon", "--devices", "4096"], "--devices 4096: this process has"),
+        (["hexagon", "--devices", "1024"], "--devices 1024: this process has"),
         (["claims", "--devices", "2"], "--devices has no meaning with the study 'claims'"),
     ],
 )
