@@ -8,6 +8,7 @@ from typing import Any
 from jaxattn.advise import SHORTEST, Advice
 from jaxattn.candidates import MATTERS, WORSE, Candidate, staircase
 from jaxattn.cost import TERMS, in_matrix_unit
+from jaxattn.formats import FLOAT32
 from jaxattn.lattice import ACCUMULATORS
 from jaxattn.recipe import Recipe, beside
 
@@ -163,6 +164,11 @@ def _cost(advice: Advice) -> list[str]:
             "  o as it stands is the matrix unit's own; elsewhere vectors work on it, and p·v is "
             "supposed to arrive in float32"
         )
+    elif advice.kernel.output not in (FLOAT32, advice.kernel.pv_accum):
+        lines += [
+            "  o as it stands is priced as vector work, with two conversions at each addition;",
+            "  where products add in its format: --weights output_ops=0,output_conversions=0",
+        ]
     return lines
 
 

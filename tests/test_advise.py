@@ -146,6 +146,12 @@ def test_a_kernel_that_holds_is_told_so(few):
     said = "\n".join(advice_text.text(got))
     assert f"it holds as it stands, {0.1 / got.stands.worst:.3g} times below" in said
     assert f"as it stands {got.stands.worst:.2e} (gaussian" in said
+    own = "where products add in its format: --weights output_ops=0,output_conversions=0"
+    assert own not in said  # o is the matrix unit's
+    for output in ("float16", "float32"):
+        other = NARROW.replace(output=output, output_every=16)
+        said = "\n".join(advice_text.text(got._replace(kernel=other)))
+        assert (own in said) == (output == "float16")
 
 
 def test_what_was_weighed_is_what_error_curves_says(few, tmp_path):
