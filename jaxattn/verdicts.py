@@ -17,6 +17,7 @@ WORDS = {
     "close": "allclose at rtol = atol",
     "times_baseline": "largest error in units of unfused PyTorch's",
 }
+SOUND = "Its accumulators are float32 already: there is nothing to lift."
 _TRIED = f"{SIZES['queries']} queries of each of {SIZES['heads']} heads"
 
 
@@ -41,6 +42,8 @@ def text(found: Thresholds) -> list[str]:
     lines = [
         f"{found.kernel.name}, beside the same kernel with its max, sums, o and 1/l in float32"
         " (`lifted`)",
+        *([SOUND] if sound(found) else least(found)),
+        *_beyond(found),
         "",
         "The tests as they are, at their own contexts (statistic at the longest, median of seeds)",
     ]
@@ -63,8 +66,7 @@ def text(found: Thresholds) -> list[str]:
         lines.append(f"  {name or 'the rule asked about: ' + rule_text(found.rule)}")
         lines += [f"    {regime}: {noticed(found.search[name, regime])}" for regime in regimes]
     if sound(found):
-        told = "Its accumulators are float32 already: there is nothing to lift."
-        return [*lines, "", told, *_beyond(found)]
+        return lines
     statistic = WORDS[found.rule.statistic]
     lines += [
         "",
@@ -83,9 +85,6 @@ def text(found: Thresholds) -> list[str]:
     lines += [
         f"  (of the half of the samples that did not choose the limit; {CONFIDENCE:.0%} interval."
         " ~: some draw lets it pass again at a longer context)",
-        "",
-        *least(found),
-        *_beyond(found),
     ]
     if found.matrices:
         lines += [
