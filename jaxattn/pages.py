@@ -42,8 +42,9 @@ class Pages:
             start = number * PAGE_KEYS
             page = self._make(start, min(start + PAGE_KEYS, self.stop))
             size = sum(x.nbytes for x in page)
-            while len(self.made) >= FEWEST and len(self.made) * size > KEPT:
-                del self.made[next(iter(self.made))]
+            while len(self.made) >= FEWEST and (len(self.made) + 1) * size > KEPT:
+                # Not the oldest: a walk that comes back asks for those first.
+                del self.made[list(self.made)[-FEWEST]]
         self.made[number] = page
         return page
 

@@ -353,6 +353,20 @@ class TestStreams:
         assert_equal(curves, expected)
         assert max(map(len, made)) <= 4 and set.union(*made) == set(range(8))
 
+    @pytest.mark.parametrize("order", [1, -1])
+    def test_a_walk_that_comes_back_finds_pages_that_were_kept(self, monkeypatch, order):
+        """However often it goes over ten pages of which six are kept; the oldest go last."""
+        query, stream = inputs.regime("gaussian", length=10 * 2**14, seed=0, heads=1, head_dim=8)
+        monkeypatch.setattr("jaxattn.pages.KEPT", 6 * 2**14 * (8 + 8) * 2)
+        pages, asked = Pages(stream, stream.length), []
+        make = pages._make
+        monkeypatch.setattr(pages, "_make", lambda *at: (asked.append(at), make(*at))[1])
+        for _ in range(4):
+            for number in range(10)[::order]:
+                pages.read(number * 2**14, (number + 1) * 2**14)
+                assert len(pages.made) <= 6
+        assert 10 < len(asked) <= 10 + 3 * 8  # 40 where the oldest go first
+
     def test_queries_of_a_stream_have_no_batch(self):
         query, stream = inputs.regime("gaussian", length=300, seed=0, heads=1, head_dim=8)
         two = np.concatenate([query, query])
