@@ -49,17 +49,18 @@ class Pages:
         return page
 
     def _make(self, start: int, stop: int) -> Page:
-        stream, made = self.stream, tuple(map(np.asarray, self.stream.blocks(start, stop)))
-        shapes = [(stop - start, stream.heads, x) for x in (stream.head_dim, stream.value_dim)]
-        dtypes = [x.dtype for x in made]
-        self.dtypes = self.dtypes or dtypes
-        if [x.shape for x in made] != shapes or dtypes != self.dtypes:
-            expected, got = (
-                ", ".join(f"{dtype} {list(shape)}" for dtype, shape in zip(*kinds, strict=True))
-                for kinds in ((self.dtypes, shapes), (dtypes, [x.shape for x in made]))
+        key, value = map(np.asarray, self.stream.blocks(start, stop))
+        self.dtypes = self.dtypes or [key.dtype, value.dtype]
+        dims = self.stream.head_dim, self.stream.value_dim
+        shapes = [(stop - start, self.stream.heads, dim) for dim in dims]
+        due = list(zip(self.dtypes, shapes, strict=True))
+        got = [(x.dtype, x.shape) for x in (key, value)]
+        if got != due:
+            expected, found = (
+                ", ".join(f"{dtype} {list(shape)}" for dtype, shape in some) for some in (due, got)
             )
             raise ValueError(
                 f"blocks({start}, {stop}) of a Stream must give key and value as {expected}: the "
-                f"keys asked for, of one dtype throughout; got {got}"
+                f"keys asked for, of one dtype throughout; got {found}"
             )
-        return made[0], made[1]
+        return key, value

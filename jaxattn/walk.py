@@ -144,7 +144,7 @@ def _stream(query: np.ndarray, key: Any, value: Any) -> Any:
     if hasattr(key, "blocks"):
         if value is not None:
             raise ValueError("value must be None where key is a Stream of both")
-        stream, head_dim = key, key.head_dim
+        stream = key
         if query.shape[0] != 1:
             raise ValueError(f"a Stream goes with one batch entry, got query {query.shape}")
     else:
@@ -156,12 +156,12 @@ def _stream(query: np.ndarray, key: Any, value: Any) -> Any:
             )
         if key.shape[0] != query.shape[0]:
             raise ValueError(f"query {query.shape} and key {key.shape} must agree in batch size")
-        stream, head_dim = _Arrays(key, value), key.shape[-1]
+        stream = _Arrays(key, value)
     for name, x in (("query", query), ("key", key), ("value", value)):
         if isinstance(x, np.ndarray):
             format_of(x.dtype) if x.dtype.kind in "fV" else _not_floating(name, x)
-    if head_dim != query.shape[-1]:
-        raise ValueError(f"query has head dim {query.shape[-1]}, key has {head_dim}")
+    if stream.head_dim != query.shape[-1]:
+        raise ValueError(f"query has head dim {query.shape[-1]}, key has {stream.head_dim}")
     if (query.shape[0] * query.shape[2]) % stream.heads:
         raise ValueError(
             f"query heads must be a multiple of key/value heads, got {query.shape[2]} query heads"

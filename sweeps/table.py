@@ -16,12 +16,15 @@ def medians(rows: pd.DataFrame, group: Sequence[str]) -> pd.DataFrame:
 
     A row that is not finite counts as infinitely wrong in nmse, and not at all in the biases.
     """
-    metrics = rows[["nmse", "bias_l", "bias_o"]].astype("float64")
-    metrics["nmse"] = metrics["nmse"].fillna(np.inf)
+    metrics = rows[["bias_l", "bias_o"]].astype("float64").assign(nmse=_or_inf(rows["nmse"]))
     for bias in ("bias_l", "bias_o"):
         metrics[bias] = metrics[bias].where(np.isfinite(metrics[bias]))
     keyed = pd.concat([rows[[*group, "context"]], metrics], axis=1)
     return keyed.groupby([*group, "context"], sort=False, observed=True).median().sort_index()
+
+
+def _or_inf(nmse: pd.Series) -> pd.Series:
+    return nmse.astype("float64").fillna(np.inf)
 
 
 def crossing(contexts: np.ndarray, nmse: np.ndarray, overflows: bool = False) -> str:
@@ -103,7 +106,7 @@ def crossings(rows: pd.DataFrame, recipes: Sequence[str], inputs: Sequence[str])
     overflows = rows.groupby(group, observed=True)["overflow"].any()
     count = int(rows.groupby([*group, "context"], observed=True).size().max())
     longest = f"{int(rows['context'].max()):,}"
-    keyed = rows.assign(nmse=rows["nmse"].astype("float64").fillna(np.inf))
+    keyed = rows.assign(nmse=_or_inf(rows["nmse"]))
     worst = keyed.groupby([*group, "context"], observed=True)["nmse"].max().sort_index()
     median = [
         f"First context at which the median NMSE exceeds 5e-4 (-: not up to {longest};",

@@ -97,7 +97,7 @@ def core(monkeypatch: pytest.MonkeyPatch) -> FakeCore:
         "kernels": {"get": fake_recipe, "names": lambda: hexagon.FULL.recipes},
         "inputs": {"regime": fake.regime, "REGIMES": dict.fromkeys(hexagon.REGIMES)},
         "captures": {"load": fake_capture},
-        "curves": {"default_contexts": lambda longest: [*range(256, longest, 48), longest]},
+        "walk": {"default_contexts": lambda longest: [*range(256, longest, 48), longest]},
     }.items():
         module = types.ModuleType(f"jaxattn.{name}")
         vars(module).update(attributes)
